@@ -1,0 +1,120 @@
+// Python's view of the CPU kernels: addresses, sizes and a thread count. ops/ has checked shapes and dtypes, and
+// backends/cpu.py has made everything contiguous. 0 stands for an absent tensor.
+#include <pybind11/pybind11.h>
+
+#include <string>
+#include <vector>
+
+#include "cpu/kernels.h"
+#include "cpu/pool.h"
+
+namespace py = pybind11;
+using namespace dk;
+using Address = uintptr_t;
+
+template <class T> static T* at(Address a) { return reinterpret_cast<T*>(a); }
+
+template <class T> static RowGate<T> row_gate(Address bias, Address gate, Address boost, Address index, int64_t G, bool add) {
+  return {at<T>(bias), at<T>(gate), at<T>(boost), at<int32_t>(index), G, add};
+}
+
+template <class T> static void define(py::module_& m, const std::string& suffix) {
+  using Released = py::call_guard<py::gil_scoped_release>;
+  auto def = [&](const char* op, auto f) { m.def((op + suffix).c_str(), f, Released()); };
+
+  def("segment_gate", [](Address context, Address segments, Address bias, int64_t G, int64_t O, int64_t S, int64_t C,
+                         bool abs_max, bool sigmoid, Address gate, Address winner, int threads) {
+    kernels<T>().segment_gate({at<T>(context), at<T>(segments), at<T>(bias), G, O, S, C, abs_max, sigmoid,
+                               at<T>(gate), at<int32_t>(winner), threads});
+  });
+  def("segment_gate_backward", [](Address grad_gate, Address context, Address segments, Address gate, Address winner,
+                                  int64_t G, int64_t O, int64_t S, int64_t C, bool sigmoid, Address grad_context,
+                                  Address grad_segments, Address grad_bias, int threads) {
+    kernels<T>().segment_gate_backward({at<T>(grad_gate), at<T>(context), at<T>(segments), at<T>(gate),
+                                        at<int32_t>(winner), G, O, S, C, sigmoid, at<T>(grad_context),
+                                        at<T>(grad_segments), at<T>(grad_bias), threads});
+  });
+  def("kwinners", [](Address y, Address bias, Address gate, Address boost, Address index, int64_t G, bool add, int64_t B,
+                     int64_t O, int64_t k, bool relu, bool keep_ties, Address z, Address kept, Address values,
+                     Address pre, Address indices, int threads) {
+    kernels<T>().kwinners({at<T>(y), row_gate<T>(bias, gate, boost, index, G, add), B, O, k, relu, keep_ties, at<T>(z),
+                           at<uint8_t>(kept), at<T>(values), at<T>(pre), at<int32_t>(indices), threads});
+  });
+  def("kwinners_backward", [](Address grad_z, Address y, Address kept, Address bias, Address gate, Address index,
+                              int64_t G, bool add, int64_t B, int64_t O, Address grad_y, Address grad_gate,
+                              Address grad_bias, int threads) {
+    kernels<T>().kwinners_backward({at<T>(grad_z), at<T>(y), at<uint8_t>(kept), row_gate<T>(bias, gate, 0, index, G, add),
+                                    B, O, at<T>(grad_y), at<T>(grad_gate), at<T>(grad_bias), threads});
+  });
+  def("winners_backward", [](Address grad_values, Address values, Address pre, Address indices, Address gate,
+                             Address index, int64_t G, bool add, int64_t B, int64_t O, int64_t k, bool relu,
+                             Address grad_y, Address grad_gate, Address grad_bias, int threads) {
+    kernels<T>().winners_backward({at<T>(grad_values), at<T>(values), at<T>(pre), at<int32_t>(indices),
+                                   row_gate<T>(0, gate, 0, index, G, add), B, O, k, relu, at<T>(grad_y),
+                                   at<T>(grad_gate), at<T>(grad_bias), threads});
+  });
+  def("ksparse_matmul", [](Address values, Address indices, int64_t B, int64_t k, int64_t I, int64_t O, Address weight,
+                           int64_t stride_i, int64_t stride_o, Address bias, Address y, int threads) {
+    return kernels<T>().ksparse_matmul({at<T>(values), at<int32_t>(indices), B, k, I, O, at<T>(weight), stride_i,
+                                        stride_o, at<T>(bias), at<T>(y), threads});
+  });
+  def("ksparse_outer", [](Address values, Address indices, int64_t B, int64_t k, int64_t I, int64_t O, Address r,
+                          int64_t n, Address cols, Address weight, int64_t stride_i, int64_t stride_o, Address grad_weight,
+                          int64_t grad_stride_i, int64_t grad_stride_o, Address grad_values, int threads) {
+    return kernels<T>().ksparse_outer({at<T>(values), at<int32_t>(indices), B, k, I, O, at<T>(r), n, at<int32_t>(cols),
+                                       at<T>(weight), stride_i, stride_o, at<T>(grad_weight), grad_stride_i,
+                                       grad_stride_o, at<T>(grad_values), threads});
+  });
+  def("densify", [](Address values, Address indices, int64_t B, int64_t k, int64_t O, Address z, bool gather, int threads) {
+    return kernels<T>().densify({at<T>(values), at<int32_t>(indices), B, k, O, at<T>(z), gather, threads});
+  });
+  def("rezero", [](Address weight, Address keep, int64_t n, int threads) {
+    kernels<T>().rezero({at<T>(weight), at<uint8_t>(keep), n, threads});
+  });
+}
+
+// The columns that occur, ascending, and every index replaced by its column's place among them; returns their number.
+static int64_t number_columns(Address indices, int64_t n, int64_t size, Address used, Address renumbered) {
+  const int32_t* index = at<int32_t>(indices);
+  std::vector<int32_t> place(size, 0);
+  for (int64_t q = 0; q < n; q++) place[index[q]] = 1;
+  int32_t count = 0;
+  for (int64_t c = 0; c < size; c++)
+    if (place[c]) {
+      at<int32_t>(used)[count] = (int32_t)c;
+      place[c] = count++;
+    }
+  for (int64_t q = 0; q < n; q++) at<int32_t>(renumbered)[q] = place[index[q]];
+  return count;
+}
+
+static Isa isa_named(const std::string& wanted) {
+  for (Isa isa : {Isa::portable, Isa::avx2, Isa::avx512})
+    if (wanted == name(isa)) return isa;
+  throw py::value_error("isa: expected portable, avx2 or avx512, got " + wanted);
+}
+
+PYBIND11_MODULE(_cpu, m) {
+  m.doc() = "dendrite_kernels' CPU kernels. Use dendrite_kernels.ops: nothing is checked here.";
+  define<float>(m, "_f32");
+  define<double>(m, "_f64");
+  py::class_<Block>(m, "Block", py::buffer_protocol(), "Writable memory from the pool.")
+      .def(py::init<size_t>())
+      .def_buffer([](Block& b) { return py::buffer_info((uint8_t*)b.data(), (py::ssize_t)b.bytes()); });
+  m.def("pool_bytes", pool_bytes);
+  m.def("pool_release", pool_release);
+  m.def("number_columns", number_columns, py::call_guard<py::gil_scoped_release>());
+  m.def("isa", [] { return name(current_isa()); }, "The instruction set in use.");
+  m.def("set_isa", [](const std::string& wanted) { set_isa(isa_named(wanted)); });
+  m.def("supported_isas", [] {
+    py::list out;
+    for (Isa isa : {Isa::portable, Isa::avx2, Isa::avx512})
+      if (supported(isa)) out.append(name(isa));
+    return out;
+  });
+#ifdef _OPENMP
+  m.attr("openmp") = true;
+#else
+  m.attr("openmp") = false;
+#endif
+}

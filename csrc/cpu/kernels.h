@@ -1,0 +1,137 @@
+// The CPU kernels' arguments, and the table through which the running chip's version of each is called.
+// All matrices are row-major and contiguous unless strides are given (in elements). Names as in reference.py.
+#pragma once
+#include <cstdint>
+
+namespace dk {
+
+template <class T> struct SegmentGate {  // gate, winner [G, O] of context [G, C], segments [O, S, C], bias [O, S]?
+  const T *context, *segments, *bias;
+  int64_t G, O, S, C;
+  bool abs_max, sigmoid;
+  T* gate;
+  int32_t* winner;
+  int threads;
+};
+
+template <class T> struct SegmentGateBackward {  // grad_* may be null: not wanted
+  const T *grad_gate, *context, *segments, *gate;
+  const int32_t* winner;
+  int64_t G, O, S, C;
+  bool sigmoid;
+  T *grad_context, *grad_segments, *grad_bias;
+  int threads;
+};
+
+template <class T> struct RowGate {  // how a row of y becomes what is ranked: bias?, gate [G, O]?, boost?
+  const T *bias, *gate, *boost;
+  const int32_t* context_index;  // [B]; null: one gate row for all, or one each
+  int64_t G;
+  bool add;
+  const T* row(int64_t b, int64_t units) const {
+    return gate ? gate + (context_index ? context_index[b] : G == 1 ? 0 : b) * units : nullptr;
+  }
+  int64_t group(int64_t b) const { return context_index ? context_index[b] : G == 1 ? 0 : b; }
+};
+
+template <class T> struct KWinners {  // either z and kept [B, O], or values, indices and pre [B, k]
+  const T* y;
+  RowGate<T> how;
+  int64_t B, O, k;
+  bool relu, keep_ties;
+  T* z;
+  uint8_t* kept;
+  T *values, *pre;
+  int32_t* indices;
+  int threads;
+};
+
+template <class T> struct KWinnersBackward {  // of the dense form
+  const T *grad_z, *y;
+  const uint8_t* kept;
+  RowGate<T> how;
+  int64_t B, O;
+  T *grad_y, *grad_gate, *grad_bias;
+  int threads;
+};
+
+template <class T> struct WinnersBackward {  // of the sparse form; grad_y [B, k] at the winners
+  const T *grad_values, *values, *pre;
+  const int32_t* indices;
+  RowGate<T> how;
+  int64_t B, O, k;
+  bool relu;
+  T *grad_y, *grad_gate, *grad_bias;
+  int threads;
+};
+
+// y[b, :] = bias + sum_j values[b, j] * m[indices[b, j], :], m [I, O] given by strides.
+template <class T> struct KSparseMatmul {
+  const T* values;
+  const int32_t* indices;
+  int64_t B, k, I, O;
+  const T* m;
+  int64_t stride_i, stride_o;
+  const T* bias;
+  T* y;
+  int threads;
+};
+
+// grad_m[i, :] = sum over (b, j) with indices[b, j] == i of values[b, j] * r[b, :], and
+// grad_values[b, j] = r[b, :] . m[indices[b, j], :].  r [B, n] holds the columns cols (null: all O, in order).
+template <class T> struct KSparseOuter {
+  const T* values;
+  const int32_t* indices;
+  int64_t B, k, I, O;
+  const T* r;
+  int64_t n;
+  const int32_t* cols;
+  const T* m;
+  int64_t stride_i, stride_o;
+  T* grad_m;
+  int64_t grad_stride_i, grad_stride_o;
+  T* grad_values;
+  int threads;
+};
+
+template <class T> struct Densify {  // z [B, O] from values at indices, or (gather) values from z
+  T* values;
+  const int32_t* indices;
+  int64_t B, k, O;
+  T* z;
+  bool gather;
+  int threads;
+};
+
+template <class T> struct Rezero {  // weight = 0 where keep is 0, both in the same memory order
+  T* weight;
+  const uint8_t* keep;
+  int64_t n;
+  int threads;
+};
+
+// Kernels that read indices return the flat position of the first one out of range, or -1.
+template <class T> struct Kernels {
+  void (*segment_gate)(const SegmentGate<T>&);
+  void (*segment_gate_backward)(const SegmentGateBackward<T>&);
+  void (*kwinners)(const KWinners<T>&);
+  void (*kwinners_backward)(const KWinnersBackward<T>&);
+  void (*winners_backward)(const WinnersBackward<T>&);
+  int64_t (*ksparse_matmul)(const KSparseMatmul<T>&);
+  int64_t (*ksparse_outer)(const KSparseOuter<T>&);
+  int64_t (*densify)(const Densify<T>&);
+  void (*rezero)(const Rezero<T>&);
+};
+
+namespace portable { template <class T> Kernels<T> table(); }
+namespace avx2 { template <class T> Kernels<T> table(); }
+namespace avx512 { template <class T> Kernels<T> table(); }
+
+enum class Isa { portable, avx2, avx512 };
+const char* name(Isa);
+bool supported(Isa);
+Isa current_isa();
+void set_isa(Isa);
+template <class T> const Kernels<T>& kernels();
+
+}  // namespace dk

@@ -1,0 +1,13 @@
+// Included once for each instruction set, inside its namespace; hence no include guard.
+#include "cpu/simd.h"
+
+#include "cpu/segment_gate.h"
+#include "cpu/kwinners.h"
+#include "cpu/ksparse.h"
+
+template <class T> Kernels<T> table() {
+  return {segment_gate<T>,     segment_gate_backward<T>, kwinners<T>, kwinners_backward<T>, winners_backward<T>,
+          ksparse_matmul<T>,   ksparse_outer<T>,         densify<T>,  rezero<T>};
+}
+template Kernels<float> table<float>();
+template Kernels<double> table<double>();

@@ -1,0 +1,178 @@
+// Matrix products with k-sparse rows: two primitives serve the layer's forward pass and every gradient.
+
+// Flat position of the first index outside [0, size), or -1.
+DK_INLINE int64_t first_bad_index(const int32_t* indices, int64_t n, int64_t size) {
+  for (int64_t q = 0; q < n; q++)
+    if ((uint32_t)indices[q] >= (uint64_t)size) return q;
+  return -1;
+}
+
+// The entries (b, j) sorted by the unit that they name: those of unit u are at entry[start[u]] .. entry[start[u + 1]].
+struct UnitLists {
+  Buffer<int32_t> start, entry;
+  int64_t longest = 0;
+  UnitLists(const int32_t* indices, int64_t n, int64_t units) : start(units + 2), entry(n) {
+    std::memset(start, 0, (units + 2) * sizeof(int32_t));
+    for (int64_t q = 0; q < n; q++) start[indices[q] + 2]++;
+    for (int64_t u = 0; u < units; u++) {
+      longest = start[u + 2] > longest ? start[u + 2] : longest;
+      start[u + 2] += start[u + 1];
+    }
+    for (int64_t q = 0; q < n; q++) entry[start[indices[q] + 1]++] = (int32_t)q;
+  }
+};
+
+// One panel of two vectors of columns: out[b, :] = bias + sum_j values[b, j] * panel[offset[b, j] ...].
+template <class T>
+DK_INLINE void panel_product(const T* values, const int64_t* offsets, int64_t k, const T* panel, const T* bias, T* out) {
+  constexpr int L = lanes<T>;
+  vec<T> acc[4][2] = {{load(bias), load(bias + L)}};
+  int64_t j = 0;
+  for (; j + 4 <= k; j += 4)
+    for (int q = 0; q < 4; q++)
+      for (int v = 0; v < 2; v++) acc[q][v] += values[j + q] * load(panel + offsets[j + q] + v * L);
+  for (; j < k; j++)
+    for (int v = 0; v < 2; v++) acc[0][v] += values[j] * load(panel + offsets[j] + v * L);
+  for (int v = 0; v < 2; v++) store(out + v * L, (acc[0][v] + acc[1][v]) + (acc[2][v] + acc[3][v]));
+}
+
+template <class T> int64_t ksparse_matmul(const KSparseMatmul<T>& p) {
+  const int64_t n = p.B * p.k, width = 2 * lanes<T>, panels = (p.O + width - 1) / width;
+  const int64_t bad = first_bad_index(p.indices, n, p.I);
+  if (bad >= 0) return bad;
+  // The rows in use get numbers in order, and each panel a packed copy of its columns of them, which stays in cache.
+  // A few samples use their rows once: then the rows are read where they are.
+  const bool in_place = p.B <= 4 && p.stride_o == 1;
+  const Buffer<int32_t> number(p.I), used(p.I);
+  const Buffer<int64_t> packed(n), direct(in_place ? n : 0);
+  int64_t active = 0;
+  std::memset(number, 0xff, p.I * sizeof(int32_t));
+  for (int64_t q = 0; q < n; q++) {
+    int32_t& r = number[p.indices[q]];
+    if (r < 0) used[active] = p.indices[q], r = (int32_t)active++;
+    packed[q] = r * width;
+    if (in_place) direct[q] = p.indices[q] * p.stride_i;
+  }
+  const Buffer<T> scratch(p.threads * (active * width + width));
+#pragma omp parallel for num_threads(p.threads) schedule(static)
+  for (int64_t t = 0; t < panels; t++) {
+    const int64_t o = t * width, here = lower(width, p.O - o);
+    alignas(64) T bias[width] = {}, row[width];
+    if (p.bias) std::memcpy(bias, p.bias + o, here * sizeof(T));
+    if (in_place && here == width) {
+      for (int64_t b = 0; b < p.B; b++)
+        panel_product(p.values + b * p.k, direct + b * p.k, p.k, p.m + o, bias, p.y + b * p.O + o);
+      continue;
+    }
+    T* panel = scratch + thread_number() * (active * width + width);
+    for (int64_t r = 0; r < active; r++) {
+      T* to = panel + r * width;
+      const T* from = p.m + used[r] * p.stride_i + o * p.stride_o;
+      if (p.stride_o == 1 && here == width) std::memcpy(to, from, width * sizeof(T));
+      else
+        for (int64_t c = 0; c < width; c++) to[c] = c < here ? from[c * p.stride_o] : T(0);
+    }
+    for (int64_t b = 0; b < p.B; b++) {
+      T* y = p.y + b * p.O + o;
+      panel_product(p.values + b * p.k, packed + b * p.k, p.k, panel, bias, here == width ? y : row);
+      if (here < width) std::memcpy(y, row, here * sizeof(T));
+    }
+  }
+  return -1;
+}
+
+// For the entries of one unit and N vectors of columns: out = sum of value * r's row, and each entry's partial
+// product with w, kept as a vector in dots.
+template <class T, int N>
+DK_INLINE void unit_block(const KSparseOuter<T>& p, const int32_t* entry, int64_t entries, const T* r, int64_t pitch,
+                          const T* w, T* out, vec<T>* dots, bool first) {
+  constexpr int L = lanes<T>;
+  vec<T> acc[N] = {};
+  for (int64_t e = 0; e < entries; e++) {
+    const T* row = r + entry[e] / p.k * pitch;
+    const T value = p.values[entry[e]];
+    vec<T> dot = {};
+    for (int v = 0; v < N; v++) {
+      const vec<T> x = load(row + v * L);
+      acc[v] += value * x;
+      if (dots) dot += x * load(w + v * L);
+    }
+    if (dots) dots[e] = first ? dot : dots[e] + dot;
+  }
+  for (int v = 0; v < N; v++) store(out + v * L, acc[v]);
+}
+
+template <class T> int64_t ksparse_outer(const KSparseOuter<T>& p) {
+  constexpr int L = lanes<T>;
+  const int64_t n = p.B * p.k, group = 16, wide = 8 * L;
+  const int64_t bad = first_bad_index(p.indices, n, p.I);
+  if (bad >= 0) return bad;
+  const UnitLists lists(p.indices, n, p.I);
+  // r with its rows padded to whole vectors, so that the inner loops have no tails.
+  const int64_t pitch = round_up(p.n, L);
+  const bool pad = pitch != p.n;
+  const Buffer<T> padded(pad ? p.B * pitch : 0);
+  if (pad) {
+    std::memset(padded, 0, p.B * pitch * sizeof(T));
+    for (int64_t b = 0; b < p.B; b++) std::memcpy(padded + b * pitch, p.r + b * p.n, p.n * sizeof(T));
+  }
+  const T* r = pad ? (const T*)padded : p.r;
+  const int64_t row_size = round_up(p.O, L) + L, tile_size = group * row_size;
+  const Buffer<T> weights(p.threads * (pitch + L)), sums(p.threads * (pitch + L)), tiles(p.threads * tile_size);
+  const Buffer<vec<T>> dots(p.threads * (lists.longest + 1));
+#pragma omp parallel for num_threads(p.threads) schedule(dynamic, 2)
+  for (int64_t i0 = 0; i0 < p.I; i0 += group) {
+    const int me = thread_number();
+    T *w = weights + me * (pitch + L), *sum_row = sums + me * (pitch + L), *tile = tiles + me * tile_size;
+    vec<T>* partial = p.grad_values ? dots + me * (lists.longest + 1) : nullptr;
+    const int64_t here = lower(group, p.I - i0);
+    for (int64_t u = 0; u < here; u++) {
+      const int64_t i = i0 + u, entries = lists.start[i + 1] - lists.start[i];
+      const int32_t* entry = lists.entry + lists.start[i];
+      T* out = tile + u * row_size;
+      if (p.grad_m) std::memset(out, 0, p.O * sizeof(T));
+      if (!entries) continue;
+      if (partial)
+        for (int64_t c = 0; c < pitch; c++)
+          w[c] = c < p.n ? p.m[i * p.stride_i + (p.cols ? p.cols[c] : c) * p.stride_o] : T(0);
+      int64_t c = 0;
+      for (; c + wide <= pitch; c += wide)
+        unit_block<T, 8>(p, entry, entries, r + c, pitch, w + c, sum_row + c, partial, c == 0);
+      for (; c < pitch; c += L)
+        unit_block<T, 1>(p, entry, entries, r + c, pitch, w + c, sum_row + c, partial, c == 0);
+      if (partial)
+        for (int64_t e = 0; e < entries; e++) p.grad_values[entry[e]] = sum<T>(partial[e]);
+      if (p.grad_m && p.cols)
+        for (int64_t j = 0; j < p.n; j++) out[p.cols[j]] = sum_row[j];
+      else if (p.grad_m)
+        std::memcpy(out, sum_row, p.n * sizeof(T));
+    }
+    if (!p.grad_m) continue;
+    T* grad = p.grad_m + i0 * p.grad_stride_i;
+    if (p.grad_stride_o == 1)
+      for (int64_t u = 0; u < here; u++) std::memcpy(grad + u * p.grad_stride_i, tile + u * row_size, p.O * sizeof(T));
+    else
+      for (int64_t o = 0; o < p.O; o++)
+        for (int64_t u = 0; u < here; u++) grad[o * p.grad_stride_o + u * p.grad_stride_i] = tile[u * row_size + o];
+  }
+  return -1;
+}
+
+template <class T> int64_t densify(const Densify<T>& p) {
+  const int64_t bad = first_bad_index(p.indices, p.B * p.k, p.O);
+  if (bad >= 0) return bad;
+#pragma omp parallel for num_threads(p.threads) schedule(static)
+  for (int64_t b = 0; b < p.B; b++) {
+    T* z = p.z + b * p.O;
+    if (!p.gather) std::memset(z, 0, p.O * sizeof(T));
+    for (int64_t q = b * p.k; q < (b + 1) * p.k; q++)
+      if (p.gather) p.values[q] = z[p.indices[q]];
+      else z[p.indices[q]] += p.values[q];
+  }
+  return -1;
+}
+
+template <class T> void rezero(const Rezero<T>& p) {
+#pragma omp parallel for num_threads(p.threads) schedule(static)
+  for (int64_t i = 0; i < p.n; i++) p.weight[i] = p.keep[i] ? p.weight[i] : T(0);
+}

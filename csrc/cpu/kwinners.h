@@ -1,0 +1,202 @@
+// Bias, gate and k winners of each row: guess a threshold from the row's moments, collect the few candidates above
+// it, and settle the exact k-th among them by bisection over ordered keys.
+
+// How far above the mean, in standard deviations, about `fraction` of a normal row lies (Abramowitz & Stegun 26.2.23).
+static double normal_quantile(double fraction) {
+  const bool upper = fraction < 0.5;
+  const double t = std::sqrt(-2 * std::log(upper ? fraction : 1 - fraction));
+  const double z = t - (2.515517 + t * (0.802853 + t * 0.010328)) / (1 + t * (1.432788 + t * (0.189269 + t * 0.001308)));
+  return upper ? z : -z;
+}
+
+// A guess that leaves about 1.5 k candidates; -inf (all of them) where that is most of the row.
+static double guess_for(int64_t k, int64_t n) {
+  const double fraction = (1.5 * k + 16) / n;
+  return fraction < 0.6 ? normal_quantile(fraction) : -std::numeric_limits<double>::infinity();
+}
+
+// Appends key and index of every entry that is not below t (NaN never is). Returns their number.
+template <class T> DK_INLINE int64_t collect(const T* rank, int64_t n, T t, Key<T>* keys, int32_t* at) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < n; i++) {
+    keys[count] = ordered_key(rank[i]);
+    at[count] = (int32_t)i;
+    count += !(rank[i] < t);
+  }
+  return count;
+}
+
+#ifdef DK_AVX512
+DK_INLINE int64_t collect(const float* rank, int64_t n, float t, int32_t* keys, int32_t* at) {
+  const __m512 threshold = _mm512_set1_ps(t);
+  __m512i index = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  int64_t count = 0;
+  for (int64_t i = 0; i < n; i += 16, index = _mm512_add_epi32(index, _mm512_set1_epi32(16))) {
+    const __mmask16 in_row = n - i >= 16 ? 0xffff : (__mmask16)((1u << (n - i)) - 1);
+    const __m512 v = _mm512_maskz_loadu_ps(in_row, rank + i);
+    const __mmask16 pick = _mm512_mask_cmp_ps_mask(in_row, v, threshold, _CMP_NLT_UQ);
+    if (!pick) continue;
+    const __m512i bits = _mm512_castps_si512(_mm512_add_ps(v, _mm512_setzero_ps()));
+    const __m512i flip = _mm512_and_si512(_mm512_srai_epi32(bits, 31), _mm512_set1_epi32(0x7fffffff));
+    const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    const __m512i key = _mm512_mask_mov_epi32(_mm512_xor_si512(bits, flip), nan, _mm512_set1_epi32(0x7fffffff));
+    _mm512_storeu_si512(keys + count, _mm512_maskz_compress_epi32(pick, key));
+    _mm512_storeu_si512(at + count, _mm512_maskz_compress_epi32(pick, index));
+    count += __builtin_popcount(pick);
+  }
+  return count;
+}
+#endif
+
+template <class K> DK_INLINE int64_t count_from(const K* keys, int64_t n, K at_least) {
+  K count = 0;
+  for (int64_t i = 0; i < n; i++) count += keys[i] >= at_least;
+  return count;
+}
+
+// The largest key that at least k of the n keys reach (n >= k >= 1).
+template <class K> DK_INLINE K kth_largest(const K* keys, int64_t n, int64_t k) {
+  K low = keys[0], high = keys[0];
+  for (int64_t i = 0; i < n; i++) {
+    low = keys[i] < low ? keys[i] : low;
+    high = keys[i] > high ? keys[i] : high;
+  }
+  for (int64_t reached = n; reached != k && low < high;) {
+    const K mid = (low & high) + ((low ^ high) >> 1) + ((low ^ high) & 1);  // ceiling of the mean, without overflow
+    const int64_t count = count_from(keys, n, mid);
+    if (count >= k) low = mid, reached = count;
+    else high = mid - 1;
+  }
+  return low;
+}
+
+template <class T> DK_INLINE T guess_threshold(const T* rank, int64_t n, double guess) {
+  T total = 0, squares = 0;
+#pragma omp simd reduction(+ : total, squares)
+  for (int64_t i = 0; i < n; i++) total += rank[i], squares += rank[i] * rank[i];
+  const T mean = total / n, variance = squares / n - mean * mean;
+  const T t = mean + (T)guess * std::sqrt(variance > 0 ? variance : T(0));
+  return t == t ? t : -std::numeric_limits<T>::infinity();
+}
+
+// Ascending indices of the winners of one row; returns their number (k, or more where equal ones are kept).
+template <class T>
+DK_INLINE int64_t row_winners(const T* rank, int64_t n, int64_t k, bool keep_ties, double guess, Key<T>* keys,
+                              int32_t* at, int32_t* out) {
+  if (k <= 0 || k >= n) {
+    for (int64_t i = 0; i < (k <= 0 ? 0 : n); i++) out[i] = (int32_t)i;
+    return k <= 0 ? 0 : n;
+  }
+  int64_t found = collect(rank, n, guess_threshold(rank, n, guess), keys, at);
+  if (found < k) found = collect(rank, n, -std::numeric_limits<T>::infinity(), keys, at);
+  const Key<T> kth = kth_largest(keys, found, k);
+  int64_t equal = found;  // how many of those that equal the k-th may stay
+  if (!keep_ties) equal = k - (kth == std::numeric_limits<Key<T>>::max() ? 0 : count_from(keys, found, (Key<T>)(kth + 1)));
+  int64_t count = 0;
+  for (int64_t i = 0; i < found; i++) {
+    const bool is_equal = keys[i] == kth;
+    out[count] = at[i];
+    count += (keys[i] > kth) | (is_equal & (equal > 0));
+    equal -= is_equal;
+  }
+  return count;
+}
+
+// a = (y + bias) combined with the gate; the pieces are separate loops so that every sum and product is rounded.
+template <class T> DK_INLINE void gate_row(const T* y, const RowGate<T>& how, int64_t b, int64_t n, T* a) {
+  const T* gate = how.row(b, n);
+  std::memcpy(a, y, n * sizeof(T));
+  if (how.bias)
+    for (int64_t i = 0; i < n; i++) a[i] += how.bias[i];
+  if (gate && how.add)
+    for (int64_t i = 0; i < n; i++) a[i] += gate[i];
+  else if (gate)
+    for (int64_t i = 0; i < n; i++) a[i] *= gate[i];
+}
+
+template <class T> DK_INLINE bool passes(bool relu, T v) { return !relu || !(v <= 0); }
+
+template <class T> void kwinners(const KWinners<T>& p) {
+  const int64_t O = p.O, pad = round_up(O, 16) + 16;
+  const double guess = guess_for(p.k, O > 0 ? O : 1);
+  const Buffer<T> rows(p.threads * pad), boosted(p.how.boost ? p.threads * pad : 0);
+  const Buffer<Key<T>> keys(p.threads * pad);
+  const Buffer<int32_t> candidates(p.threads * pad), winners(p.threads * pad);
+#pragma omp parallel for num_threads(p.threads) schedule(static)
+  for (int64_t b = 0; b < p.B; b++) {
+    const int64_t at = thread_number() * pad;
+    T *a = rows + at, *rank = a;
+    int32_t* won = winners + at;
+    gate_row(p.y + b * O, p.how, b, O, a);
+    if (p.how.boost) {
+      rank = boosted + at;
+      for (int64_t i = 0; i < O; i++) rank[i] = a[i] * p.how.boost[i];
+    }
+    const int64_t count = row_winners(rank, O, p.k, p.keep_ties, guess, keys + at, candidates + at, won);
+    if (p.z) {
+      T* z = p.z + b * O;
+      uint8_t* kept = p.kept + b * O;
+      std::memset(z, 0, O * sizeof(T));
+      std::memset(kept, 0, O);
+      for (int64_t j = 0; j < count; j++)
+        if (passes(p.relu, a[won[j]])) z[won[j]] = a[won[j]], kept[won[j]] = 1;
+    } else {
+      for (int64_t j = 0; j < count; j++) {
+        const int64_t i = won[j], out = b * p.k + j;
+        p.indices[out] = won[j];
+        p.values[out] = passes(p.relu, a[i]) ? a[i] : T(0);
+        p.pre[out] = p.y[b * O + i] + (p.how.bias ? p.how.bias[i] : T(0));
+      }
+    }
+  }
+}
+
+// Units are dealt out to threads in ranges, and each range walks the batch in order: sums have one order for any
+// number of threads.
+template <class T> void kwinners_backward(const KWinnersBackward<T>& p) {
+  const int64_t O = p.O, tile = 64;
+  if (p.grad_gate) std::memset(p.grad_gate, 0, p.how.G * O * sizeof(T));
+  if (p.grad_bias) std::memset(p.grad_bias, 0, O * sizeof(T));
+#pragma omp parallel for num_threads(p.threads) schedule(static)
+  for (int64_t o0 = 0; o0 < O; o0 += tile)
+    for (int64_t b = 0; b < p.B; b++) {
+      const T* gate = p.how.row(b, O);
+      T* grad_gate = p.grad_gate ? p.grad_gate + p.how.group(b) * O : nullptr;
+      for (int64_t o = o0; o < lower(o0 + tile, O); o++) {
+        const int64_t q = b * O + o;
+        const bool live = p.kept[q];
+        const T grad = live ? p.grad_z[q] : T(0);
+        const T grad_y = live && gate && !p.how.add ? grad * gate[o] : grad;
+        if (p.grad_y) p.grad_y[q] = grad_y;
+        if (!live) continue;
+        if (p.grad_bias) p.grad_bias[o] += grad_y;
+        if (grad_gate) grad_gate[o] += p.how.add ? grad : grad * (p.y[q] + (p.how.bias ? p.how.bias[o] : T(0)));
+      }
+    }
+}
+
+template <class T> void winners_backward(const WinnersBackward<T>& p) {
+  const int64_t O = p.O, k = p.k, tile = (O + p.threads - 1) / p.threads;
+  if (p.grad_gate) std::memset(p.grad_gate, 0, p.how.G * O * sizeof(T));
+  if (p.grad_bias) std::memset(p.grad_bias, 0, O * sizeof(T));
+#pragma omp parallel for num_threads(p.threads) schedule(static)
+  for (int64_t b = 0; b < p.B; b++) {
+    const T* gate = p.how.add ? nullptr : p.how.row(b, O);
+    for (int64_t q = b * k; q < (b + 1) * k; q++) {
+      const T grad = passes(p.relu, p.values[q]) ? p.grad_values[q] : T(0);
+      p.grad_y[q] = gate ? grad * gate[p.indices[q]] : grad;
+    }
+  }
+  if (!p.grad_gate && !p.grad_bias) return;
+#pragma omp parallel for num_threads(p.threads) schedule(static)
+  for (int t = 0; t < p.threads; t++)
+    for (int64_t b = 0; b < p.B; b++) {
+      T* grad_gate = p.grad_gate ? p.grad_gate + p.how.group(b) * O : nullptr;
+      for (int64_t q = b * k; q < (b + 1) * k; q++) {
+        const int64_t o = p.indices[q];
+        if (o < t * tile || o >= (t + 1) * tile || !passes(p.relu, p.values[q])) continue;
+        if (p.grad_bias) p.grad_bias[o] += p.grad_y[q];
+        if (grad_gate) grad_gate[o] += p.how.add ? p.grad_values[q] : p.grad_values[q] * p.pre[q];
+      }
+    }
+}

@@ -1,0 +1,38 @@
+"""Fused kernels for active dendrites networks, as PyTorch ops and layers.
+
+`segment_gate`, `gated_kwinners`, `sparse_linear` and `dendritic_linear` are the ops; `nn` has the modules;
+`reference` says in plain PyTorch what each of them computes. `python -m dendrite_kernels` reports what runs where.
+"""
+
+from . import nn, reference, sparsity
+from .backend import BackendUnavailable, use_backend
+from .ops import (
+    KSparse,
+    dendritic_linear,
+    gated_kwinners,
+    gated_kwinners_sparse,
+    kwinners,
+    linear_kwinners,
+    rezero_,
+    segment_gate,
+    sparse_linear,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendUnavailable",
+    "KSparse",
+    "dendritic_linear",
+    "gated_kwinners",
+    "gated_kwinners_sparse",
+    "kwinners",
+    "linear_kwinners",
+    "nn",
+    "reference",
+    "rezero_",
+    "segment_gate",
+    "sparse_linear",
+    "sparsity",
+    "use_backend",
+]

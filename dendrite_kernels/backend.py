@@ -1,0 +1,72 @@
+"""The one place where a backend is chosen.
+
+An op asks `choose(op, device)` for the module whose function of the same name fills the outputs. In order: the
+`use_backend` context, the DENDRITE_BACKEND environment variable, then the first of DEVICE_ORDER that can run it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import ModuleType
+
+import torch
+
+from .backends import cpu as _cpu_backend
+from .backends import reference as _reference_backend
+
+BACKENDS: dict[str, ModuleType] = {"cpu": _cpu_backend, "reference": _reference_backend}
+
+# Fastest first; whatever is not listed runs on the reference.
+DEVICE_ORDER = {"cpu": ("cpu", "reference")}
+
+_override: ContextVar[str | None] = ContextVar("dendrite_backend", default=None)
+
+
+class BackendUnavailable(RuntimeError):
+    """The backend that was asked for can't run here; the message says why."""
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Runs the ops called inside on the named backend: "cpu" or "reference".
+
+    A backward pass takes the backend in force when it runs, not the one of its forward pass.
+    """
+    _check_name(name, "use_backend")
+    token = _override.set(name)
+    try:
+        yield
+    finally:
+        _override.reset(token)
+
+
+def choose(device: torch.device) -> ModuleType:
+    """The backend module for tensors on this device. Raises BackendUnavailable if a forced one can't run there."""
+    forced = _override.get() or os.environ.get("DENDRITE_BACKEND")
+    if forced:
+        _check_name(forced, "DENDRITE_BACKEND")
+        reason = BACKENDS[forced].why_not(device)
+        if reason:
+            raise BackendUnavailable(f"backend {forced!r} was asked for but can't run on {device}: {reason}")
+        return BACKENDS[forced]
+    for name in DEVICE_ORDER.get(device.type, ()):
+        if BACKENDS[name].why_not(device) is None:
+            return BACKENDS[name]
+    return _reference_backend
+
+
+def explain(device: torch.device) -> list[tuple[str, str]]:
+    """(backend, "used" | "available" | why not) for each backend, for the environment report."""
+    chosen, rows = choose(device), []
+    for name, module in BACKENDS.items():
+        reason = module.why_not(device)
+        rows.append((name, "used" if module is chosen else reason or "available"))
+    return rows
+
+
+def _check_name(name: str, where: str) -> None:
+    if name not in BACKENDS:
+        raise ValueError(f"{where}: expected one of {sorted(BACKENDS)}, got {name!r}")

@@ -1,0 +1,1 @@
+"""Launchers: each module has one function an op, which fills the outputs that ops/ allocated."""

@@ -1,0 +1,335 @@
+"""Launchers of the native CPU kernels (csrc/cpu).
+
+float32 and float64 run as they are; bfloat16 and float16 are widened to float32 here and rounded back, which is
+the contract's arithmetic at a copy's cost. Dense matrix products are torch's.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..reference import combine_gate, compute_dtype
+
+try:
+    from .. import _cpu
+
+    _import_error = None
+except ImportError as error:  # built without a compiler: the report and why_not say so
+    _cpu = None
+    _import_error = str(error)
+
+_SUFFIX = {torch.float32: "_f32", torch.float64: "_f64"}
+
+# Above this share of winners a dense product beats the k-sparse one.
+DENSE_SHARE = 0.25
+
+
+def why_not(device: torch.device) -> str | None:
+    if _cpu is None:
+        return (
+            f"dendrite_kernels._cpu is not built ({_import_error}); "
+            "install a C++ compiler and the Python headers, then reinstall with `pip install -v .`"
+        )
+    return None if device.type == "cpu" else "its kernels run on CPU tensors only"
+
+
+def _call(name: str, dtype: torch.dtype, *args):
+    """Calls the kernel for a dtype; tensors go as addresses, None as 0, and the thread count is torch's."""
+    values = [
+        0 if a is None else a.data_ptr() if isinstance(a, torch.Tensor) else a for a in (*args, torch.get_num_threads())
+    ]
+    return getattr(_cpu, name + _SUFFIX[dtype])(*values)
+
+
+# Smaller tensors come from torch's allocator, which reuses them anyway.
+POOLED_BYTES = 1 << 20
+
+
+def gradient_like(t: torch.Tensor) -> torch.Tensor:
+    """Uninitialised memory like t's (shape, dtype, strides where dense), from the pool if it is large."""
+    bytes_ = t.numel() * t.element_size()
+    if _cpu is None or bytes_ < POOLED_BYTES or type(t) not in (torch.Tensor, torch.nn.Parameter) or t.is_meta:
+        return torch.empty_like(t)
+    flat = torch.frombuffer(_cpu.Block(bytes_), dtype=t.dtype)
+    # empty_like's strides, worked out on a tensor without memory
+    strides = torch.empty_like(t, device="meta").stride()
+    return flat.as_strided(t.shape, strides)
+
+
+def release_memory() -> None:
+    """Gives the memory that the pool keeps for the next gradients back to the system."""
+    if _cpu is not None:
+        _cpu.pool_release()
+
+
+def _wide(t: torch.Tensor | None) -> torch.Tensor | None:
+    """Contiguous, in the compute dtype."""
+    return None if t is None else t.to(compute_dtype(t.dtype)).contiguous()
+
+
+def _index(t: torch.Tensor | None, size: int, name: str) -> torch.Tensor | None:
+    """An int32 contiguous index whose entries are known to lie in [0, size)."""
+    if t is None:
+        return None
+    if t.numel():
+        low, high = (int(v) for v in t.aminmax())
+        if low < 0 or high >= size:
+            raise IndexError(f"{name}: expected values in [0, {size}), got {low if low < 0 else high}")
+    return t.to(torch.int32).contiguous()
+
+
+class _Outputs:
+    """Buffers that the kernels can write: the outputs themselves where possible, else stand-ins copied back."""
+
+    def __init__(self, outputs, wide: torch.dtype, any_strides: bool = False):
+        self.pairs, self.buffers = [], []
+        for out in outputs:
+            buffer = out
+            if out is not None:
+                dtype = wide if out.is_floating_point() else out.dtype
+                if out.dtype != dtype or not (any_strides or out.is_contiguous()):
+                    buffer = torch.empty_like(out, dtype=dtype) if any_strides else torch.empty(out.shape, dtype=dtype)
+                    self.pairs.append((out, buffer))
+            self.buffers.append(buffer)
+
+    def __enter__(self):
+        return self.buffers
+
+    def __exit__(self, failed, *_):
+        if not failed:
+            for out, buffer in self.pairs:
+                out.copy_(buffer)
+
+
+def _group_count(gate) -> int:
+    return 0 if gate is None else gate.shape[0]
+
+
+# ---- segments -------------------------------------------------------------------------------------------------------
+
+
+def segment_gate(out, context, segments, bias, select, activation):
+    wide = compute_dtype(segments.dtype)
+    units, per_unit, width = segments.shape
+    with _Outputs(out, wide) as (gate, winner):
+        context, segments, bias = _wide(context), _wide(segments), _wide(bias)
+        shape = (len(context), units, per_unit, width)
+        flags = (select == "abs_max", activation == "sigmoid")
+        _call("segment_gate", wide, context, segments, bias, *shape, *flags, gate, winner)
+
+
+def segment_gate_backward(out, grad_gate, context, segments, gate, winner, activation):
+    wide = compute_dtype(segments.dtype)
+    units, per_unit, width = segments.shape
+    with _Outputs(out, wide) as grads:
+        read_segments = out[0] is not None  # only the context's gradient reads them
+        _call(
+            "segment_gate_backward",
+            wide,
+            _wide(grad_gate),
+            _wide(context),
+            _wide(segments) if read_segments else None,
+            gate.contiguous(),
+            winner.contiguous(),
+            len(context),
+            units,
+            per_unit,
+            width,
+            activation == "sigmoid",
+            *grads,
+        )
+
+
+# ---- gate and k winners ---------------------------------------------------------------------------------------------
+
+
+def _kwinners(y, gate, bias, context_index, k, combine, boost, relu, keep, z, kept, values, pre, indices):
+    """The row kernel. Halves are combined and rounded by torch first, so that ranks are those of rounded values."""
+    wide = compute_dtype(y.dtype)
+    context_index = _index(context_index, _group_count(gate), "context_index")
+    rows, gate, bias = _wide(y), _wide(gate), _wide(bias)
+    if y.dtype != wide:
+        if pre is not None:
+            unrounded = rows if bias is None else rows + bias
+        rows, gate, bias, context_index = _wide(combine_gate(y, gate, bias, context_index, combine)), None, None, None
+    _call(
+        "kwinners", wide, rows, bias, gate, _wide(boost), context_index, _group_count(gate), combine == "add",
+        *y.shape, min(k, y.shape[1]), relu, keep, z, kept, values, pre, indices,
+    )  # fmt: skip
+    if y.dtype != wide and pre is not None:
+        pre.copy_(unrounded.gather(1, indices.long()))
+
+
+def gated_kwinners(out, y, gate, bias, context_index, k, combine, boost, relu, ties):
+    with _Outputs(out, compute_dtype(y.dtype)) as (z, kept):
+        _kwinners(
+            y, gate, bias, context_index, k, combine, boost, relu, ties == "keep", z, kept, None, None, None
+        )  # fmt: skip
+
+
+def gated_kwinners_sparse(out, y, gate, bias, context_index, k, combine, boost, relu):
+    with _Outputs(out, compute_dtype(y.dtype)) as (values, indices, pre):
+        _kwinners(
+            y, gate, bias, context_index, k, combine, boost, relu, False, None, None, values, pre, indices
+        )  # fmt: skip
+
+
+def gated_kwinners_backward(out, grad_z, kept, y, gate, bias, context_index, combine):
+    wide = compute_dtype(y.dtype)
+    with _Outputs(out, wide) as grads:
+        index = _index(context_index, _group_count(gate), "context_index")
+        _call(
+            "kwinners_backward", wide, _wide(grad_z), _wide(y), kept.contiguous(), _wide(bias), _wide(gate), index,
+            _group_count(gate), combine == "add", *y.shape, *grads,
+        )  # fmt: skip
+
+
+def _winners_backward(grads, grad_values, values, indices, pre, gate, context_index, units, combine, relu):
+    """grads: grad of y at the winners [B, k], of gate and of bias, all wide and contiguous."""
+    index = _index(context_index, _group_count(gate), "context_index")
+    _call(
+        "winners_backward", pre.dtype, _wide(grad_values), _wide(values), pre, indices, _wide(gate), index,
+        _group_count(gate), combine == "add", len(values), units, values.shape[1], relu, *grads,
+    )  # fmt: skip
+
+
+def gated_kwinners_sparse_backward(out, grad_values, values, indices, pre, gate, context_index, units, combine, relu):
+    with _Outputs(out, pre.dtype) as (grad_y, grad_gate, grad_bias):
+        grad_winners = torch.empty_like(pre)
+        _winners_backward(
+            (grad_winners, grad_gate, grad_bias),
+            grad_values, values, indices, pre, gate, context_index, units, combine, relu,
+        )  # fmt: skip
+        if grad_y is not None:
+            _densify(grad_winners, indices, grad_y, gather=False)
+
+
+# ---- k-sparse linear algebra ----------------------------------------------------------------------------------------
+
+
+def _indices_error(position: int, indices, size: int) -> None:
+    if position >= 0:
+        raise IndexError(f"indices: expected values in [0, {size}), got {int(indices.reshape(-1)[position])}")
+
+
+def _densify(values, indices, z, gather):
+    bad = _call("densify", z.dtype, values, indices, *indices.shape, z.shape[1], z, gather)
+    _indices_error(bad, indices, z.shape[1])
+
+
+def _matmul(y, values, indices, matrix, bias):
+    """y = x @ matrix + bias for k-sparse x; matrix [I, O] with any strides."""
+    bad = _call(
+        "ksparse_matmul", y.dtype, values, indices, *indices.shape, *matrix.shape, matrix, *matrix.stride(), bias, y
+    )
+    _indices_error(bad, indices, matrix.shape[0])
+
+
+def _outer(values, indices, r, cols, weight, grad_weight, grad_values):
+    """For y = x W^T with k-sparse x [B, I] and dy = r (its columns cols; None: all): dW [O, I] and dx's values.
+
+    Either gradient may be None: not wanted.
+    """
+    if grad_weight is None and grad_values is None:
+        return
+    strides = (0, 0) if grad_weight is None else grad_weight.T.stride()
+    bad = _call(
+        "ksparse_outer", r.dtype, values, indices, *indices.shape, *weight.T.shape, r, r.shape[1], cols, weight,
+        *weight.T.stride(), grad_weight, *strides, grad_values,
+    )  # fmt: skip
+    _indices_error(bad, indices, weight.shape[1])
+
+
+def _strided(t):
+    """In the compute dtype, with its own strides: weights may be stored either way round."""
+    return t.to(compute_dtype(t.dtype))
+
+
+def sparse_linear(out, values, indices, weight, bias):
+    with _Outputs([out], compute_dtype(out.dtype)) as (y,):
+        _matmul(y, _wide(values), indices.contiguous(), _strided(weight).T, _wide(bias))
+
+
+def sparse_linear_backward(out, grad_y, values, indices, weight):
+    wide = compute_dtype(values.dtype)
+    grad_values, grad_weight, grad_bias = out
+    if grad_bias is not None:
+        torch.sum(grad_y, 0, out=grad_bias)
+    with _Outputs([grad_values], wide) as (gv,), _Outputs([grad_weight], wide, any_strides=True) as (gw,):
+        _outer(_wide(values), indices.contiguous(), _wide(grad_y), None, _strided(weight), gw, gv)
+
+
+def linear_kwinners(out, x, x_indices, weight, bias, gate, context_index, k, combine, boost, relu):
+    if x_indices is None:
+        y = x @ weight.T
+    else:
+        y = torch.empty(len(x), len(weight), dtype=x.dtype)
+        sparse_linear(y, x, x_indices, weight, None)
+    gated_kwinners_sparse(out, y, gate, bias, context_index, k, combine, boost, relu)
+
+
+def linear_kwinners_backward(
+    out, grad_values, values, indices, pre, x, x_indices, weight, gate, context_index, combine, relu
+):
+    wide, units = pre.dtype, len(weight)
+    grad_x, grad_weight, grad_bias, grad_gate = out
+    grad_y = torch.empty_like(pre)
+    with (
+        _Outputs([grad_x, grad_bias, grad_gate], wide) as (gx, gb, gg),
+        _Outputs([grad_weight], wide, any_strides=True) as (gw,),
+    ):
+        _winners_backward(
+            (grad_y, gg, gb), grad_values, values, indices, pre, gate, context_index, units, combine, relu
+        )
+        if x_indices is None:
+            _gradients_of_dense_x(grad_y, indices, _wide(x), _strided(weight), gx, gw)
+        else:
+            used, compact = _compact(grad_y, indices, units)
+            _outer(_wide(x), x_indices.contiguous(), compact, used, _strided(weight), gw, gx)
+
+
+def _gradients_of_dense_x(grad_y, indices, x, weight, grad_x, grad_weight):
+    """dx = dy W and dW = dy^T x, where dy is k-sparse: only the winners' rows of W are read and of dW nonzero."""
+    if indices.shape[1] > DENSE_SHARE * len(weight):
+        dense = torch.empty(len(x), len(weight), dtype=x.dtype)
+        _densify(grad_y, indices, dense, gather=False)
+        if grad_x is not None:
+            torch.mm(dense, weight, out=grad_x)
+        if grad_weight is not None:
+            grad_weight.copy_(dense.T @ x)
+        return
+    if grad_x is not None:
+        _matmul(grad_x, grad_y, indices, weight, None)
+    transposed = None if grad_weight is None else grad_weight.T
+    _outer(grad_y, indices, x, None, weight.T, transposed, None)
+
+
+def _compact(values, indices, size):
+    """The columns in use, ascending, and the k-sparse rows written densely over just those."""
+    used, renumbered = torch.empty(size, dtype=torch.int32), torch.empty_like(indices)
+    count = _cpu.number_columns(indices.data_ptr(), indices.numel(), size, used.data_ptr(), renumbered.data_ptr())
+    compact = torch.empty(len(values), count, dtype=values.dtype)
+    _densify(values, renumbered, compact, gather=False)
+    return used, compact
+
+
+def ksparse_to_dense(out, values, indices):
+    with _Outputs([out], compute_dtype(out.dtype)) as (z,):
+        _densify(_wide(values), indices.contiguous(), z, gather=False)
+
+
+def ksparse_gather(out, dense, indices):
+    with _Outputs([out], compute_dtype(out.dtype)) as (values,):
+        _densify(values, indices.contiguous(), _wide(dense), gather=True)
+
+
+def rezero_(weight, keep):
+    in_order = weight.stride() == keep.stride() and _is_dense(weight)
+    if weight.dtype in _SUFFIX and in_order:
+        _call("rezero", weight.dtype, weight, keep, weight.numel())
+    else:
+        weight.masked_fill_(~keep, 0)
+
+
+def _is_dense(t):
+    return t.is_contiguous() or t.T.is_contiguous()

@@ -1,0 +1,95 @@
+"""The last resort on any device: computes with reference.py and copies into the outputs."""
+
+from __future__ import annotations
+
+import torch
+
+from .. import reference as ref
+
+
+def why_not(device: torch.device) -> str | None:
+    return None
+
+
+def _fill(outputs, results) -> None:
+    for out, result in zip(outputs, results, strict=True):
+        if out is not None:
+            out.copy_(result)
+
+
+def _needs(outputs) -> tuple[bool, ...]:
+    return tuple(out is not None for out in outputs)
+
+
+def segment_gate(out, context, segments, bias, select, activation):
+    _fill(out, ref.segment_gate(context, segments, bias, select, activation))
+
+
+def segment_gate_backward(out, grad_gate, context, segments, gate, winner, activation):
+    _fill(out, ref.segment_gate_backward(grad_gate, context, segments, gate, winner, activation, _needs(out)))
+
+
+def gated_kwinners(out, y, gate, bias, context_index, k, combine, boost, relu, ties):
+    _fill(out, ref.gated_kwinners(y, gate, bias, context_index, k, combine, boost, relu, ties))
+
+
+def gated_kwinners_backward(out, grad_z, kept, y, gate, bias, context_index, combine):
+    _fill(out, ref.gated_kwinners_backward(grad_z, kept, y, gate, bias, context_index, combine, _needs(out)))
+
+
+def gated_kwinners_sparse(out, y, gate, bias, context_index, k, combine, boost, relu):
+    _fill(out, ref.gated_kwinners_sparse(y, gate, bias, context_index, k, combine, boost, relu))
+
+
+def gated_kwinners_sparse_backward(out, grad_values, values, indices, pre, gate, context_index, units, combine, relu):
+    grad_y, *rest = ref.winners_backward(
+        grad_values, values, indices, pre, gate, context_index, units, combine, relu, _needs(out)
+    )
+    _fill(out, (ref.ksparse_to_dense(grad_y, indices, units), *rest))
+
+
+def sparse_linear(out, values, indices, weight, bias):
+    _check_range(indices, weight.shape[1])
+    out.copy_(ref.sparse_linear(values, indices, weight, bias))
+
+
+def sparse_linear_backward(out, grad_y, values, indices, weight):
+    _fill(out, ref.sparse_linear_backward(grad_y, values, indices, weight, _needs(out)))
+
+
+def linear_kwinners(out, x, x_indices, weight, bias, gate, context_index, k, combine, boost, relu):
+    if x_indices is not None:
+        _check_range(x_indices, weight.shape[1])
+    _fill(out, ref.linear_kwinners(x, x_indices, weight, bias, gate, context_index, k, combine, boost, relu))
+
+
+def linear_kwinners_backward(
+    out, grad_values, values, indices, pre, x, x_indices, weight, gate, context_index, combine, relu
+):
+    _fill(
+        out,
+        ref.linear_kwinners_backward(
+            grad_values, values, indices, pre, x, x_indices, weight, gate, context_index, combine, relu, _needs(out)
+        ),
+    )
+
+
+def ksparse_to_dense(out, values, indices):
+    _check_range(indices, out.shape[1])
+    out.copy_(ref.ksparse_to_dense(values, indices, out.shape[1]))
+
+
+def ksparse_gather(out, dense, indices):
+    _check_range(indices, dense.shape[1])
+    out.copy_(dense.gather(1, indices.long()))
+
+
+def rezero_(weight, keep):
+    weight.masked_fill_(~keep, 0)
+
+
+def _check_range(indices, size):
+    if indices.device.type == "cpu" and indices.numel():  # elsewhere a look would stall the device
+        low, high = (int(v) for v in indices.aminmax())
+        if low < 0 or high >= size:
+            raise IndexError(f"indices: expected values in [0, {size}), got {low if low < 0 else high}")

@@ -1,0 +1,169 @@
+"""DendriteSegments and DendriticLinear: the layer of an active dendrites network."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..ops import KSparse, segment_gate
+from ..ops.dendritic_linear import gated_linear
+from ..sparsity import MaskedParameter, check_fraction, random_mask
+from .kwinners import KWinners
+from .sparse_linear import SparseLinear
+
+# name: (select, activation, combine); None: a layer without dendrites
+DENDRITES = {
+    "abs_max_gate": ("abs_max", "sigmoid", "mul"),
+    "max_gate": ("max", "sigmoid", "mul"),
+    "bias": ("max", "none", "add"),
+    "none": None,
+}
+
+
+class DendriteSegments(MaskedParameter):
+    """The dendritic segments of a layer: weights [O, S, C], and bias [O, S] if asked for.
+
+    Args:
+        units, segments, dim_context: O, S and C. sparsity: share of zero weights in each segment, in [0, 1).
+        context_density: expected share of nonzero context entries, for the initialisation
+            U(+-1/sqrt(context_density * segment_density * C)). bias: starts at zero.
+
+    Source: Grewal et al. 2021, eq. 2.
+    """
+
+    masked_name = "weights"
+
+    def __init__(
+        self,
+        units: int,
+        segments: int,
+        dim_context: int,
+        *,
+        sparsity: float = 0.0,
+        context_density: float = 1.0,
+        bias: bool = False,
+    ):
+        super().__init__()
+        check_fraction("sparsity", sparsity, one=False)
+        if not 0 < context_density <= 1:
+            raise ValueError(f"context_density: expected a fraction in (0, 1], got {context_density}")
+        if segments < 1:
+            raise ValueError(f"segments: expected at least 1, got {segments}")
+        self.sparsity, self.context_density = sparsity, context_density
+        self.weights = nn.Parameter(torch.empty(units, segments, dim_context))
+        self.biases = nn.Parameter(torch.empty(units, segments)) if bias else None
+        self.register_buffer("weight_mask", None)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draws new weights and a new mask."""
+        bound = 1 / math.sqrt(self.context_density * (1 - self.sparsity) * max(1, self.weights.shape[2]))
+        self.weights.uniform_(-bound, bound)
+        if self.biases is not None:
+            self.biases.zero_()
+        if self.sparsity:
+            self.set_mask(random_mask(tuple(self.weights.shape), self.sparsity))
+
+    def forward(self, context: Tensor, select: str = "abs_max", activation: str = "sigmoid") -> tuple[Tensor, Tensor]:
+        """context [G, C] -> gate [G, O] and winner [G, O], as segment_gate."""
+        return segment_gate(context, self.weights, self.biases, select=select, activation=activation)
+
+    def extra_repr(self) -> str:
+        units, segments, dim_context = self.weights.shape
+        return f"{units} units x {segments} segments x {dim_context}, sparsity={self.sparsity}"
+
+
+class DendriticLinear(SparseLinear):
+    """A sparse linear layer whose units are gated by their strongest segment, and k-winner-take-all after it.
+
+    Args:
+        in_features, out_features, bias, sparsity, input_density, input_major: as SparseLinear.
+        num_segments, dim_context: S and C.
+        dendrite: "abs_max_gate" (the papers'), "max_gate", "bias" (y + max_s u_s.c) or "none".
+        kwinners: the KWinners that ends the layer (its options are fused into the kernel), or None.
+        relu: without kwinners, end in a ReLU.
+        segment_sparsity, segment_bias, context_density: as DendriteSegments.
+
+    forward(x, context, context_index=None): x [B, I] or KSparse; context [G, C] with G = 1 or B, or any G with
+    context_index [B]. Returns [B, O], or a KSparse where kwinners is sparse.
+
+    Equivalent to: kwinners(torch.nn.functional.linear(x, weight, bias) * gate[context_index]), gate = segments(context)
+
+    Source: Grewal et al. 2021, eq. 1 to 4.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        num_segments: int,
+        dim_context: int,
+        bias: bool = True,
+        *,
+        dendrite: str = "abs_max_gate",
+        kwinners: KWinners | None = None,
+        relu: bool = False,
+        sparsity: float = 0.0,
+        input_density: float = 1.0,
+        input_major: bool = False,
+        segment_sparsity: float = 0.0,
+        segment_bias: bool = False,
+        context_density: float = 1.0,
+    ):
+        options = {"sparsity": sparsity, "input_density": input_density, "input_major": input_major}
+        super().__init__(in_features, out_features, bias, **options)
+        if dendrite not in DENDRITES:
+            raise ValueError(f"dendrite: expected one of {', '.join(map(repr, DENDRITES))}, got {dendrite!r}")
+        if kwinners is not None and kwinners.n != out_features:
+            raise ValueError(f"kwinners: expected n = {out_features} (out_features), got {kwinners.n}")
+        if kwinners is not None and relu:
+            raise ValueError("relu: expected False beside kwinners, which has a relu option of its own")
+        self.dendrite, self.kwinners, self.relu = dendrite, kwinners, relu
+        self.segments = None
+        if DENDRITES[dendrite] is not None:
+            self.segments = DendriteSegments(
+                out_features,
+                num_segments,
+                dim_context,
+                sparsity=segment_sparsity,
+                context_density=context_density,
+                bias=segment_bias,
+            )
+
+    def gate(self, context: Tensor | None) -> Tensor | None:
+        """The gate [G, O] for contexts [G, C] (None for a layer without dendrites)."""
+        if self.segments is None:
+            return None
+        if context is None:
+            raise ValueError(f"context: expected [G, C] for a layer with dendrites ({self.dendrite}), got None")
+        select, activation, _ = DENDRITES[self.dendrite]
+        return self.segments(context, select, activation)[0]
+
+    def forward(self, x: Tensor | KSparse, context: Tensor | None = None, context_index: Tensor | None = None):
+        return self.forward_gated(x, self.gate(context), context_index)
+
+    def forward_gated(self, x: Tensor | KSparse, gate: Tensor | None, context_index: Tensor | None = None):
+        """The layer with gates that are known, as `gate(contexts)` gave them: for many batches on frozen segments."""
+        winners = self.kwinners
+        out = gated_linear(
+            x,
+            self.weight,
+            self.bias,
+            gate,
+            None if gate is None else context_index,
+            None if winners is None else winners.k,
+            combine=DENDRITES[self.dendrite][2] if self.segments is not None else "mul",
+            boost=None if winners is None else winners.boost(),
+            relu=self.relu if winners is None else winners.relu,
+            ties="lowest" if winners is None else winners.ties,
+            sparse=winners is not None and winners.sparse,
+        )
+        if winners is not None:
+            winners.update_duty_cycle(out)
+        return out
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, dendrite={self.dendrite}"

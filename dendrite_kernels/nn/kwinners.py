@@ -1,0 +1,106 @@
+"""KWinners: k-winner-take-all with boosting and duty cycles."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..ops import KSparse, gated_kwinners_sparse, kwinners
+from ..sparsity import check_fraction
+
+
+class KWinners(nn.Module):
+    """Keeps the k = round(n * percent_on) largest of each row of x [B, n]; the rest become 0.
+
+    Args:
+        n: units. percent_on: share of winners, in [0, 1].
+        k_inference_factor: winners at inference are round(n * percent_on * k_inference_factor).
+        boost_strength: winners are ranked by x * exp(-boost_strength * duty_cycle); 0 for none.
+        boost_strength_factor: what `update_boost_strength()` multiplies it by (once an epoch, say).
+        duty_cycle_period: samples over which the duty cycle (how often a unit's output is above 0) is averaged.
+        relu: winners that are not positive become 0. ties: as in gated_kwinners.
+        sparse: return KSparse.
+
+    Buffers: boost_strength, duty_cycle [n], learning_iterations (samples seen in training).
+
+    Equivalent to (no boosting): kwinners(x, k)
+
+    Source: Ahmad & Scheinkman 2019, algorithm 1.
+    """
+
+    def __init__(
+        self,
+        n: int,
+        percent_on: float,
+        *,
+        k_inference_factor: float = 1.0,
+        boost_strength: float = 0.0,
+        boost_strength_factor: float = 1.0,
+        duty_cycle_period: int = 1000,
+        relu: bool = False,
+        ties: str = "lowest",
+        sparse: bool = False,
+    ):
+        super().__init__()
+        if boost_strength < 0:
+            raise ValueError(f"boost_strength: expected 0 or more, got {boost_strength}")
+        if sparse and ties != "lowest":
+            raise ValueError(f"ties: expected 'lowest' with sparse=True (exactly k a row), got {ties!r}")
+        self.n, self.percent_on = n, check_fraction("percent_on", percent_on, one=True)
+        self.k_inference_factor, self.boost_strength_factor = k_inference_factor, boost_strength_factor
+        self.duty_cycle_period, self.relu, self.ties, self.sparse = duty_cycle_period, relu, ties, sparse
+        self._boosting = boost_strength > 0  # known without reading a buffer, which would stall a device
+        self.register_buffer("boost_strength", torch.tensor(float(boost_strength)))
+        self.register_buffer("duty_cycle", torch.zeros(n))
+        self.register_buffer("learning_iterations", torch.tensor(0))
+        self._samples_seen = 0
+        self.register_load_state_dict_post_hook(lambda module, _: module._read_buffers())
+
+    @property
+    def k(self) -> int:
+        """Winners a row in the present mode."""
+        factor = 1.0 if self.training else self.k_inference_factor
+        return min(self.n, round(self.n * self.percent_on * factor))
+
+    def boost(self) -> Tensor | None:
+        """What ranks are multiplied by [n], or None. Boosting is a training-time pressure: none at inference."""
+        if not (self.training and self._boosting):
+            return None
+        return torch.exp(-self.boost_strength * self.duty_cycle)
+
+    def forward(self, x: Tensor) -> Tensor | KSparse:
+        if self.sparse:
+            out = gated_kwinners_sparse(x, None, None, None, self.k, boost=self.boost(), relu=self.relu)
+        else:
+            out = kwinners(x, self.k, boost=self.boost(), relu=self.relu, ties=self.ties)
+        self.update_duty_cycle(out)
+        return out
+
+    @torch.no_grad()
+    def update_duty_cycle(self, out: Tensor | KSparse) -> None:
+        """In training, counts the units above 0 into the running average over the last samples."""
+        if not self.training:
+            return
+        batch = out.shape[0]
+        self._samples_seen += batch
+        self.learning_iterations += batch
+        period = max(batch, min(self.duty_cycle_period, self._samples_seen))
+        if isinstance(out, KSparse):
+            active = torch.zeros_like(self.duty_cycle)
+            positive = (out.values > 0).to(active.dtype)
+            active.index_add_(0, out.indices.reshape(-1), positive.reshape(-1))
+        else:
+            active = (out > 0).sum(0)
+        if period:
+            self.duty_cycle.mul_(period - batch).add_(active).div_(period)
+
+    def update_boost_strength(self) -> None:
+        """Multiplies the boost strength by boost_strength_factor."""
+        self.boost_strength *= self.boost_strength_factor
+
+    def _read_buffers(self) -> None:
+        self._samples_seen = int(self.learning_iterations)
+        self._boosting = bool(self.boost_strength > 0)
+
+    def extra_repr(self) -> str:
+        return f"{self.n}, percent_on={self.percent_on}, boost_strength={float(self.boost_strength)}, relu={self.relu}"

@@ -1,0 +1,149 @@
+"""dendritic_linear, the whole layer, and linear_kwinners, the layer after its gate."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from . import _checks as check
+from ._register import define, given, wanted
+from .ksparse import KSparse
+from .kwinners import allocate_winners, gated_kwinners
+from .segment_gate import segment_gate
+from .sparse_linear import check_weight, sparse_linear
+
+
+def dendritic_linear(
+    x: Tensor | KSparse,
+    weight: Tensor,
+    bias: Tensor | None,
+    context: Tensor,
+    segments: Tensor,
+    segment_bias: Tensor | None = None,
+    context_index: Tensor | None = None,
+    k: int | None = None,
+    *,
+    select: str = "abs_max",
+    activation: str = "sigmoid",
+    combine: str = "mul",
+    boost: Tensor | None = None,
+    relu: bool = False,
+    ties: str = "lowest",
+    sparse: bool = False,
+) -> Tensor | KSparse:
+    """The active dendrites layer: a linear layer whose units are gated by their strongest segment, then k winners.
+
+    Args:
+        x: [B, I], dense or KSparse.
+        weight, bias: [O, I] and [O] or None, of x's dtype. Masked weights are zeros in it.
+        context: [G, C]; G is 1, B, or the number of distinct contexts that context_index [B] names.
+        segments, segment_bias: [O, S, C] and [O, S] or None.
+        k: winners a row; None keeps all (no kWTA).
+        select, activation: as in segment_gate. combine, boost, relu, ties: as in gated_kwinners.
+        sparse: return KSparse (k given, ties "lowest"), for the next layer to use.
+
+    Returns:
+        z [B, O], or KSparse(values [B, k], indices [B, k], O). Gradients reach x, weight, bias, context, segments and
+        segment_bias.
+
+    Raises:
+        as segment_gate, sparse_linear and gated_kwinners.
+
+    Equivalent to::
+
+        a = torch.einsum("gc,osc->gos", context, segments)
+        gate = a.gather(2, a.abs().argmax(2, keepdim=True)).squeeze(2).sigmoid()
+        z = kwinners(torch.nn.functional.linear(x, weight, bias) * gate[context_index], k)
+
+    Source: Grewal et al. 2021, eq. 1 to 4.
+    """
+    if context_index is None:
+        context = check.shared_row(context)
+    gate, _ = segment_gate(context, segments, segment_bias, select=select, activation=activation)
+    options = {"combine": combine, "boost": boost, "relu": relu}
+    return gated_linear(x, weight, bias, gate, context_index, k, **options, ties=ties, sparse=sparse)
+
+
+def gated_linear(x, weight, bias, gate, context_index, k, *, combine, boost, relu, ties, sparse):
+    """The layer once its gate [G, O] is known (None: no dendrites), dense or sparse, with or without kWTA."""
+    if ties == "lowest" and k is not None:
+        winners = linear_kwinners(x, weight, bias, gate, context_index, k, combine=combine, boost=boost, relu=relu)
+        return winners if sparse else winners.to_dense()
+    if sparse:
+        raise ValueError(f"sparse: expected False with k = {k} and ties = {ties!r}: a KSparse has exactly k a row")
+    y = sparse_linear(x, weight)
+    k = weight.shape[0] if k is None else k
+    return gated_kwinners(y, gate, bias, context_index, k, combine=combine, boost=boost, relu=relu, ties=ties)
+
+
+def linear_kwinners(
+    x: Tensor | KSparse,
+    weight: Tensor,
+    bias: Tensor | None,
+    gate: Tensor | None,
+    context_index: Tensor | None,
+    k: int,
+    *,
+    combine: str = "mul",
+    boost: Tensor | None = None,
+    relu: bool = False,
+) -> KSparse:
+    """kWTA of (x W^T + bias) combined with a gate that is known: one op, so that backward stays k-sparse.
+
+    Args, rules and errors as in sparse_linear and gated_kwinners_sparse.
+
+    Equivalent to: gated_kwinners_sparse(sparse_linear(x, weight), gate, bias, context_index, k)
+    """
+    check_weight(x, weight, bias)
+    if gate is not None and gate.dim() == 2 and context_index is None:
+        gate = check.shared_row(gate)
+    values, indices = (x.values, x.indices) if isinstance(x, KSparse) else (x, None)
+    check.winners_arguments("x", values, weight.shape[0], gate, bias, context_index, k, combine, boost)
+    out, winners, _ = _linear_kwinners(
+        values, indices, weight, bias, gate, context_index, k, combine, boost, relu
+    )  # fmt: skip
+    return KSparse(out, winners, weight.shape[0])
+
+
+def _allocate(x, x_indices, weight, bias, gate, context_index, k, combine, boost, relu):
+    return allocate_winners(x, weight.shape[0], k)
+
+
+def _save(ctx, args, outputs):
+    x, x_indices, weight, bias, gate, context_index, _k, combine, _boost, relu = args
+    values, indices, pre = outputs
+    ctx.mark_non_differentiable(indices, pre)
+    ctx.save_for_backward(values, indices, pre, x, x_indices, weight, gate, context_index)
+    ctx.rest = (combine, relu)
+    ctx.needs = [t is not None and t.requires_grad for t in (x, weight, bias, gate)]
+
+
+def _backward(ctx, grad_values, *_):
+    grads = _linear_kwinners_backward(grad_values, *ctx.saved_tensors, *ctx.rest, ctx.needs)
+    grad_x, grad_weight, grad_bias, grad_gate = given(ctx.needs, grads)
+    return (grad_x, None, grad_weight, grad_bias, grad_gate, *[None] * 5)
+
+
+def _allocate_backward(
+    grad_values, values, indices, pre, x, x_indices, weight, gate, context_index, combine, relu, needs
+):
+    grad_x, grad_weight, grad_gate = wanted([needs[0], needs[1], needs[3]], [x, weight, gate])
+    return grad_x, grad_weight, weight.new_empty(weight.shape[0] if needs[2] else 0), grad_gate
+
+
+_linear_kwinners_backward = define(
+    "linear_kwinners_backward",
+    "(Tensor grad_values, Tensor values, Tensor indices, Tensor pre, Tensor x, Tensor? x_indices, Tensor weight,"
+    " Tensor? gate, Tensor? context_index, str combine, bool relu, bool[4] needs) -> (Tensor, Tensor, Tensor, Tensor)",
+    _allocate_backward,
+    lambda module, out, *args: module.linear_kwinners_backward(given(args[-1], out), *args[:-1]),
+)
+
+_linear_kwinners = define(
+    "linear_kwinners",
+    "(Tensor x, Tensor? x_indices, Tensor weight, Tensor? bias, Tensor? gate, Tensor? context_index, SymInt k,"
+    " str combine, Tensor? boost, bool relu) -> (Tensor values, Tensor indices, Tensor pre)",
+    _allocate,
+    lambda module, out, *args: module.linear_kwinners(out, *args),
+    save=_save,
+    backward=_backward,
+)

@@ -1,0 +1,87 @@
+"""sparse_linear: x W^T + bias, where x may be k-sparse."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import _checks as check
+from ._register import define, given, wanted
+from .ksparse import KSparse
+
+
+def sparse_linear(x: Tensor | KSparse, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """y = x W^T + bias; a k-sparse x reads only the columns of W that its entries name.
+
+    Args:
+        x: [B, I], dense or KSparse.
+        weight: [O, I], of x's dtype. Masked entries are zeros in it. Any strides; with a k-sparse x, the transpose of
+            a contiguous [I, O] is read fastest.
+        bias: [O] or None.
+
+    Returns:
+        y [B, O], of x's dtype.
+
+    Raises:
+        TypeError, ValueError: a dtype, device or shape is not as above. IndexError: an index of x outside [0, I).
+
+    Equivalent to: torch.nn.functional.linear(x.to_dense(), weight, bias)
+
+    Source: Ahmad & Scheinkman 2019, section 3.
+    """
+    check_weight(x, weight, bias)
+    if isinstance(x, KSparse):
+        return _sparse_linear(x.values, x.indices, weight, bias)
+    return torch.nn.functional.linear(x, weight, bias)
+
+
+def check_weight(x, weight, bias):
+    check.tensor("weight", weight, (None, None), "[O, I]")
+    units, inputs = weight.shape
+    if isinstance(x, KSparse):
+        check.ksparse("x", *x)
+        if x.size != inputs:
+            raise ValueError(f"x.size: expected I = {inputs} (the columns of weight), got {x.size}")
+        values = x.values
+    else:
+        check.tensor("x", x, (None, inputs), "[B, I]")
+        check.floating("x", x)
+        values = x
+    check.same("weight", weight, "x", values)
+    if bias is not None:
+        check.tensor("bias", bias, (units,), "[O]")
+        check.same("bias", bias, "x", values)
+
+
+def _save(ctx, args, outputs):
+    values, indices, weight, bias = args
+    ctx.save_for_backward(values, indices, weight)
+    ctx.needs = [t is not None and t.requires_grad for t in (values, weight, bias)]
+
+
+def _backward(ctx, grad_y):
+    grads = _sparse_linear_backward(grad_y, *ctx.saved_tensors, ctx.needs)
+    grad_values, grad_weight, grad_bias = given(ctx.needs, grads)
+    return grad_values, None, grad_weight, grad_bias
+
+
+def _allocate_backward(grad_y, values, indices, weight, needs):
+    grad_values, grad_weight = wanted(needs[:2], [values, weight])
+    return grad_values, grad_weight, weight.new_empty(weight.shape[0] if needs[2] else 0)
+
+
+_sparse_linear_backward = define(
+    "sparse_linear_backward",
+    "(Tensor grad_y, Tensor values, Tensor indices, Tensor weight, bool[3] needs) -> (Tensor, Tensor, Tensor)",
+    _allocate_backward,
+    lambda module, out, *args: module.sparse_linear_backward(given(args[-1], out), *args[:-1]),
+)
+
+_sparse_linear = define(
+    "sparse_linear",
+    "(Tensor values, Tensor indices, Tensor weight, Tensor? bias) -> Tensor",
+    lambda values, indices, weight, bias: values.new_empty(values.shape[0], weight.shape[0]),
+    lambda module, out, *args: module.sparse_linear(out, *args),
+    save=_save,
+    backward=_backward,
+)

@@ -1,0 +1,58 @@
+"""Fixtures: backends and instruction sets to run on, NaN-poisoned allocations, and a warm torch."""
+
+import pytest
+import torch
+
+import dendrite_kernels as dk
+from dendrite_kernels.backends import cpu
+from dendrite_kernels.ops import _register
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+def _implementations():
+    if cpu._cpu is None:
+        return ["reference"]
+    return ["reference", *(f"cpu-{isa}" for isa in cpu._cpu.supported_isas())]
+
+
+@pytest.fixture(params=_implementations())
+def implementation(request):
+    """Runs the test on each backend, and on each instruction set that this processor has."""
+    name, _, isa = request.param.partition("-")
+    if isa:
+        before = cpu._cpu.isa()
+        cpu._cpu.set_isa(isa)
+    with dk.use_backend(name):
+        yield request.param
+    if isa:
+        cpu._cpu.set_isa(before)
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch):
+    """Memory that no one has written reads as NaN: a kernel that misses an entry shows."""
+    pooled = _register.gradient_like
+    monkeypatch.setattr(_register, "gradient_like", lambda t: pooled(t).fill_(float("nan")))
+    torch.use_deterministic_algorithms(True)  # fills torch.empty
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm():
+    """torch's first vectorised square root was seen to be off in fresh processes (shared/design.md, section 5)."""
+    torch.ones(64).sqrt()
+
+
+@pytest.fixture
+def threads():
+    """A function that sets torch's thread count; the count is put back after the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
