@@ -181,7 +181,7 @@ def test_opcheck(implementation):
     ops = torch.ops.dendrite_kernels
     torch.library.opcheck(ops.gated_kwinners.default, (y, gate, bias, index, 3, "mul", None, False, "lowest"))
     torch.library.opcheck(ops.gated_kwinners_sparse.default, (y, gate, bias, index, 3, "mul", None, True))
-    values, indices, pre = ref.gated_kwinners_sparse(y.detach(), None, None, None, 3)
+    values, indices, _ = ref.gated_kwinners_sparse(y.detach(), None, None, None, 3)
     torch.library.opcheck(ops.ksparse_to_dense.default, (values.requires_grad_(), indices, 9))
 
 

@@ -1,0 +1,51 @@
+# `make demo` and `make test` set up all that they need in .venv; `make help` lists the rest.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/*/*)
+DATA ?= $(CURDIR)/.data
+RUNS ?= runs
+export DENDRITE_DATA = $(DATA)
+
+.PHONY: help test demo bench lint slow clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    train prototype_10 on permuted MNIST, time a step beside the baseline, plot (about 10 minutes)"
+	@echo "make test    lint and all tests (about 3 minutes)"
+	@echo "make bench   ours against PyTorch, op by op and whole steps; the rows go to $(RUNS)/bench.json"
+	@echo "make slow    the longer checks: installs with and without a compiler, on other Pythons; kill and resume"
+	@echo "make clean   remove .venv and what was built"
+	@echo "PYTHON=... chooses the interpreter, DATA=... the folder of data, RUNS=... the folder of results"
+
+$(READY): $(SOURCES)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; name one with make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[lab,test,bench]'
+	@$(BIN)/python -m dendrite_kernels
+	@touch $@
+
+test: $(READY) lint
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+demo: $(READY)
+	$(BIN)/dendrite-lab run prototype_10 --out $(RUNS) --resume
+	$(BIN)/python bench/step.py --segments 10 --no-memory
+	$(BIN)/dendrite-lab report --out $(RUNS)
+
+bench: $(READY)
+	@mkdir -p $(RUNS)
+	$(BIN)/python -m pytest bench --benchmark-disable-gc --benchmark-columns=median,iqr,rounds --benchmark-json=$(RUNS)/bench.json
+
+clean:
+	rm -rf $(VENV) build *.egg-info dendrite_kernels/*.so

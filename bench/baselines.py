@@ -1,0 +1,100 @@
+"""What we compare with: the network as the sources' code runs it, written plainly from the papers.
+
+Contexts are given for every row and go through one einsum; winners are found by kthvalue; every gradient and Adam
+moment is dense; masked weights are set to zero after the step. It is the baseline of every training claim.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def plain_gate(context: Tensor, segments: Tensor) -> Tensor:
+    """sigmoid of the activation that is largest by absolute value; context [B, C], segments [O, S, C] -> [B, O]."""
+    activations = torch.einsum("osc,bc->bos", segments, context)
+    winner = activations.abs().max(dim=2).indices
+    return activations.gather(2, winner.unsqueeze(2)).squeeze(2).sigmoid()
+
+
+def plain_kwinners(y: Tensor, k: int) -> Tensor:
+    """Everything below the k-th largest of its row becomes 0."""
+    threshold = y.kthvalue(y.shape[1] - k + 1, dim=1, keepdim=True).values
+    return y.masked_fill(y < threshold, 0)
+
+
+def topk_kwinners(y: Tensor, k: int) -> Tensor:
+    """The same by topk and scatter: what most would write today."""
+    values, indices = y.topk(k, dim=1)
+    return torch.zeros_like(y).scatter(1, indices, values)
+
+
+class PlainLayer(nn.Module):
+    """A masked linear layer, gated by its segments, with k winners and their duty cycles."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, segments: Tensor, mask: Tensor | None, k: int):
+        super().__init__()
+        self.weight, self.bias, self.segments = (nn.Parameter(p.detach().clone()) for p in (weight, bias, segments))
+        self.zero_mask = None if mask is None else ~mask.contiguous()
+        self.k = k
+        self.register_buffer("duty_cycle", torch.zeros(len(weight)))
+        self.samples = 0
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        y = nn.functional.linear(x, self.weight, self.bias) * plain_gate(context, self.segments)
+        z = plain_kwinners(y, self.k)
+        if self.training:
+            self._count(z.detach())
+        return z
+
+    def _count(self, z: Tensor) -> None:
+        self.samples += len(z)
+        period = min(1000, self.samples)
+        self.duty_cycle.mul_(period - len(z)).add_((z > 0).sum(0)).div_(period)
+
+
+class PlainNetwork(nn.Module):
+    """The permutedMNIST network, with the parameters of one of ours."""
+
+    def __init__(self, ours: nn.Module):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            PlainLayer(_by_unit(m.weight), m.bias, m.segments.weights, m.weight_mask, m.kwinners.k) for m in ours.layers
+        )
+        self.weight, self.bias = (nn.Parameter(_by_unit(p.detach())) for p in (ours.output.weight, ours.output.bias))
+        mask = ours.output.weight_mask
+        self.zero_mask = None if mask is None else ~mask.contiguous()
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x, context)
+        return nn.functional.linear(x, self.weight, self.bias)
+
+    @torch.no_grad()
+    def rezero_weights(self) -> None:
+        for module in (*self.layers, self):
+            if module.zero_mask is not None:
+                module.weight.masked_fill_(module.zero_mask, 0)
+
+    def train_step(self, optimizer, x: Tensor, labels: Tensor, context: Tensor) -> Tensor:
+        """One step; context [1, C] is spelt out for every row, as a data loader would give it."""
+        rows = context.expand(len(x), -1).contiguous()
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(self(x, rows), labels)
+        loss.backward()
+        optimizer.step()
+        self.rezero_weights()
+        return loss.detach()
+
+
+def _by_unit(weight: Tensor) -> Tensor:
+    return weight.detach().contiguous().clone()
+
+
+def matching_parameters(ours: nn.Module, plain: PlainNetwork) -> list[tuple[str, Tensor, Tensor]]:
+    """(name, our parameter, the baseline's) for every parameter."""
+    pairs = []
+    for i, (mine, theirs) in enumerate(zip(ours.layers, plain.layers, strict=True)):
+        pairs += [(f"weight {i}", mine.weight, theirs.weight), (f"bias {i}", mine.bias, theirs.bias)]
+        pairs += [(f"segments {i}", mine.segments.weights, theirs.segments)]
+    return [*pairs, ("output weight", ours.output.weight, plain.weight), ("output bias", ours.output.bias, plain.bias)]

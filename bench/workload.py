@@ -1,0 +1,112 @@
+"""The training step that is timed: real data where it can be had, after an epoch, and checked against the baseline."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from statistics import median
+
+import torch
+from baselines import PlainNetwork, matching_parameters
+from dendrite_lab.data import MNIST, load_mnist
+from dendrite_lab.errors import LabError
+from dendrite_lab.permuted import PermutedMNIST, batches
+
+from dendrite_kernels.nn import DendriticMLP
+from dendrite_kernels.sparsity import rezero_weights
+
+LR, EPOCH_SAMPLES = 5e-4, 60000
+# Relative L2 distance of two float32 gradients of one batch. Summing in another order moves them by about 1e-6; where
+# it moves a value across the k-th, one winner of 26,112 changes, which is within this too.
+AGREEMENT = 0.02
+
+
+def load_data(folder: Path | None) -> tuple[MNIST, str]:
+    """(data, "mnist"), or images of its statistics and "generated" where no source is in reach."""
+    try:
+        return load_mnist(folder, say=lambda line: None), "mnist"
+    except LabError:
+        generator = torch.Generator().manual_seed(0)
+        ink = torch.rand(60000, 784, generator=generator) < 0.19  # MNIST's share of pixels that are not 0
+        images = (ink * torch.randint(1, 256, (60000, 784), generator=generator)).to(torch.uint8)
+        labels = torch.randint(0, 10, (60000,), generator=generator)
+        return MNIST(images, labels, images[:10000], labels[:10000]), "generated"
+
+
+def make_model(segments: int) -> DendriticMLP:
+    torch.manual_seed(0)
+    return DendriticMLP(784, (2048, 2048), 10, segments, 784, context_density=0.1)
+
+
+class Ours:
+    """Our network with dense gradients and torch's fused Adam, trained on one task after another."""
+
+    def __init__(self, segments: int, tasks: PermutedMNIST, batch: int):
+        self.model, self.tasks, self.batch = make_model(segments), tasks, batch
+        self.generator = torch.Generator().manual_seed(1)
+        self.start_task(0)
+
+    def start_task(self, task: int) -> None:
+        """New data, a new context and a new Adam, as the experiments do."""
+        self.x, self.labels = self.tasks.train(task)
+        self.context = self.x.mean(0, keepdim=True)
+        self.queue = []
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=LR, fused=True)
+
+    def next_batch(self):
+        if not self.queue:
+            self.queue = batches(len(self.x), self.batch, self.generator)
+        index = self.queue.pop()
+        return self.x[index], self.labels[index], self.context
+
+    def step(self, batch) -> None:
+        x, labels, context = batch
+        self.optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(self.model(x, context), labels).backward()
+        self.optimizer.step()
+        rezero_weights(self.model)
+
+    def touched_rows(self) -> list[int]:
+        """Segments of each layer that have had gradient since the optimizer was made."""
+        moments = (self.optimizer.state[layer.segments.weights]["exp_avg_sq"] for layer in self.model.layers)
+        return [int(m.flatten(0, 1).ne(0).any(1).sum()) for m in moments]
+
+
+def disagreement(ours: DendriticMLP, plain: PlainNetwork, batch) -> dict[str, float]:
+    """Relative L2 distance of loss and of each gradient, for one batch and equal parameters."""
+    x, labels, context = batch
+    losses = []
+    for model, rows in ((ours, context), (plain, context.expand(len(x), -1).contiguous())):
+        model.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(x, rows), labels)
+        loss.backward()
+        losses.append(loss.detach())
+    out = {"loss": float((losses[0] - losses[1]).abs() / losses[1].abs())}
+    for name, mine, theirs in matching_parameters(ours, plain):
+        mask = theirs.grad.new_ones(()) if "weight" not in name else (theirs != 0)
+        out[name] = float(((mine.grad - theirs.grad) * mask).norm() / (theirs.grad * mask).norm())
+    ours.zero_grad()
+    plain.zero_grad()
+    return out
+
+
+def check_agreement(ours: DendriticMLP, plain: PlainNetwork, batch) -> float:
+    """The largest disagreement; raises AssertionError where it is more than rounding and knife-edge winners explain."""
+    distances = disagreement(ours, plain, batch)
+    worst = max(distances, key=distances.get)
+    assert distances[worst] < AGREEMENT, f"{worst}: relative distance {distances[worst]:.2g} from the baseline"
+    return distances[worst]
+
+
+def timed(step, inputs) -> list[float]:
+    """Milliseconds of step(x) for each x."""
+    out = []
+    for x in inputs:
+        begin = time.perf_counter()
+        step(x)
+        out.append(1e3 * (time.perf_counter() - begin))
+    return out
+
+
+def median_ms(samples: list[float]) -> float:
+    return round(median(samples), 3)

@@ -1,0 +1,42 @@
+"""permutedMNIST: one fixed permutation of the pixels a task, labels shared by all tasks (Grewal et al. 2021, 4.1)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .data import MNIST
+
+MEAN, STD, PIXELS = 0.13062755, 0.30810780, 784
+
+
+def permutations(tasks: int, seed: int = 42) -> list[Tensor]:
+    """Task 0 as it is, then one randperm(784) a task from torch.manual_seed(seed), in order; the public code's rule."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.arange(PIXELS), *(torch.randperm(PIXELS, generator=generator) for _ in range(tasks - 1))]
+
+
+class PermutedMNIST:
+    """The tasks over images held once in memory; a task's copy is made by index when it is asked for."""
+
+    def __init__(self, data: MNIST, tasks: int, seed: int = 42):
+        self.data, self.permutations = data, permutations(tasks, seed)
+        self._train, self._test = (_normalised(images) for images in (data.train_images, data.test_images))
+
+    def train(self, task: int) -> tuple[Tensor, Tensor]:
+        """x [60000, 784] and labels [60000]."""
+        return self._train[:, self.permutations[task]], self.data.train_labels
+
+    def test(self, task: int) -> tuple[Tensor, Tensor]:
+        """x [10000, 784] and labels [10000]."""
+        return self._test[:, self.permutations[task]], self.data.test_labels
+
+
+def _normalised(images: Tensor) -> Tensor:
+    return images.float().div_(255).sub_(MEAN).div_(STD)
+
+
+def batches(count: int, size: int, generator: torch.Generator) -> list[Tensor]:
+    """Shuffled batches of indices for one epoch; the last short one is dropped."""
+    order = torch.randperm(count, generator=generator)
+    return list(order[: count // size * size].split(size))

@@ -1,0 +1,62 @@
+"""Results as JSON lines: one row a finished run, with all that is needed to judge it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from datetime import datetime, timezone
+from pathlib import Path
+
+from dendrite_kernels.__main__ import versions
+
+from .errors import LabError
+
+ROWS = "results.jsonl"
+
+
+def provenance() -> dict:
+    """Versions, machine, commit and time of day."""
+    return {
+        "versions": versions(),
+        "commit": commit(),
+        "finished": datetime.now(timezone.utc).isoformat("T", "seconds"),
+    }
+
+
+def commit() -> str | None:
+    """The commit of the source tree that this runs from ("+" for one with changes), or None outside a checkout."""
+    here = Path(__file__).resolve().parent
+
+    def git(*words):
+        return subprocess.run(
+            ["git", "-C", str(here), *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def append_row(folder: Path, row: dict) -> Path:
+    """Adds a row in one write, so that runs side by side do not mix their lines."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ROWS
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    return path
+
+
+def read_rows(folder: Path) -> list[dict]:
+    """All rows; the newest where an experiment, its configuration and seed were run again."""
+    path = folder / ROWS
+    if not path.exists():
+        raise LabError(f"no results in {folder}: run an experiment first, e.g. `dendrite-lab run prototype_10`")
+    newest = {}
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            row = json.loads(line)
+            newest[row["experiment"], row["seed"], json.dumps(row["config"], sort_keys=True)] = row
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise LabError(f"{path}, line {number}: not a result row; remove the line and run again") from None
+    return list(newest.values())

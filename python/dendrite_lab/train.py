@@ -1,0 +1,185 @@
+"""The task loop: train on one task after the other, evaluate on all tasks so far, and lose nothing when killed."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from dendrite_kernels.nn import DendriticMLP, nearest_prototype
+from dendrite_kernels.sparsity import rezero_weights
+
+from .config import Experiment
+from .data import MNIST, write_atomically
+from .errors import LabError
+from .permuted import PIXELS, PermutedMNIST, batches
+from .results import provenance
+
+CLASSES = 10
+
+# Called with (steps done, steps in all, what is going on).
+Progress = Callable[[int, int, str], None]
+
+
+def build_model(config: Experiment, seed: int) -> DendriticMLP:
+    """The network of the experiment, drawn from the seed."""
+    torch.manual_seed(seed)
+    return DendriticMLP(
+        PIXELS,
+        config.hidden,
+        CLASSES,
+        config.segments,
+        PIXELS,
+        weight_sparsity=config.weight_sparsity,
+        percent_on=config.percent_on,
+        context_density=config.context_density,
+    )
+
+
+def train_step(model, optimizer, x: Tensor, labels: Tensor, context: Tensor) -> Tensor:
+    """One step: forward, backward, update, masked weights to zero. Returns the loss."""
+    optimizer.zero_grad()
+    loss = cross_entropy(model(x, context), labels)
+    loss.backward()
+    optimizer.step()
+    rezero_weights(model)
+    return loss.detach()
+
+
+@torch.no_grad()
+def evaluate(model: DendriticMLP, tasks: PermutedMNIST, seen: int, prototypes: Tensor, batch: int) -> list[float]:
+    """Accuracy on each of the first `seen` tasks; each sample takes the nearest of the prototypes as its context."""
+    model.eval()
+    gates, accuracy = model.gates(prototypes), []
+    for task in range(seen):
+        x, labels = tasks.test(task)
+        right = 0
+        for part, target in zip(x.split(batch), labels.split(batch), strict=True):
+            logits = model.forward_gated(part, gates, nearest_prototype(part, prototypes))
+            right += int((logits.argmax(1) == target).sum())
+        accuracy.append(right / len(x))
+    model.train()
+    return accuracy
+
+
+@dataclass
+class State:
+    """All that a run needs to go on after any task; what is saved is exactly this."""
+
+    config: dict
+    seed: int
+    threads: int
+    tasks_done: int = 0
+    prototypes: list = field(default_factory=list)  # of Tensor [784]
+    accuracy: dict = field(default_factory=dict)  # tasks seen -> accuracy by task
+    loss: list = field(default_factory=list)  # of each task's last step
+    train_seconds: float = 0.0
+    eval_seconds: float = 0.0
+    step_ms: list = field(default_factory=list)  # median of each task
+    model: dict = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        buffer = io.BytesIO()
+        torch.save(vars(self), buffer)
+        write_atomically(path, buffer.getvalue())
+
+    @classmethod
+    def load(cls, path: Path, config: Experiment) -> State:
+        try:
+            state = cls(**torch.load(path, weights_only=True))
+        except Exception as error:  # a damaged file fails in many ways
+            raise LabError(f"{path} can't be read ({error}): delete it to start anew") from None
+        if state.config != config.to_dict():
+            raise LabError(
+                f"{path} is of another configuration: run it with the same --set, or delete it to start anew"
+            )
+        return state
+
+
+def state_path(folder: Path, config: Experiment, seed: int) -> Path:
+    return folder / f"{config.name}-seed{seed}.state.pt"
+
+
+def run(
+    config: Experiment, seed: int, data: MNIST, folder: Path, *, resume: bool = False, progress: Progress | None = None
+) -> dict:
+    """Runs the experiment and returns its result row. With `resume`, goes on after the last finished task of a run
+    that was stopped, with its thread count (torch's matrix products depend on it), to the same numbers.
+    """
+    path = state_path(folder, config, seed)
+    model = build_model(config, seed)
+    if resume and path.exists():
+        state = State.load(path, config)
+        torch.set_num_threads(state.threads)
+        if state.tasks_done:
+            model.load_state_dict(state.model)
+    else:
+        state = State(config.to_dict(), seed, torch.get_num_threads())
+        state.save(path)  # so that a run stopped in its first task is resumed with its threads too
+    tasks = PermutedMNIST(data, config.tasks, config.data_seed)
+    report = progress or (lambda done, total, what: None)
+    for task in range(state.tasks_done, config.tasks):
+        _train_task(model, tasks, task, config, state, report)
+        seen = task + 1
+        if seen in config.evaluate_after or seen == config.tasks:
+            report(*_position(config, seen, 0), f"evaluating on {seen} tasks")
+            start = time.perf_counter()
+            prototypes = torch.stack(state.prototypes)
+            state.accuracy[seen] = evaluate(model, tasks, seen, prototypes, config.test_batch_size)
+            state.eval_seconds += time.perf_counter() - start
+        state.tasks_done, state.model = seen, model.state_dict()
+        state.save(path)
+    return _row(config, state)
+
+
+def _steps(config: Experiment) -> int:
+    return config.epochs * (config.train_samples // config.batch_size)
+
+
+def _position(config: Experiment, task: int, step: int) -> tuple[int, int]:
+    return task * _steps(config) + step, config.tasks * _steps(config)
+
+
+def _train_task(model, tasks, task, config, state, report) -> None:
+    """Trains one task with an Adam of its own. The order of samples follows from seed and task alone."""
+    start = time.perf_counter()
+    x, labels = (part[: config.train_samples] for part in tasks.train(task))
+    prototype = x.mean(0)
+    state.prototypes.append(prototype)
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
+    generator = torch.Generator().manual_seed(1_000_003 * (state.seed + 1) + task)
+    context, times, loss = prototype[None], [], torch.tensor(float("nan"))
+    for _ in range(config.epochs):
+        for index in batches(len(x), config.batch_size, generator):
+            begin = time.perf_counter()
+            loss = train_step(model, optimizer, x[index], labels[index], context)
+            times.append(1e3 * (time.perf_counter() - begin))
+            report(*_position(config, task, len(times)), f"task {task + 1} of {config.tasks}")
+    state.loss.append(float(loss))
+    state.step_ms.append(median(times))
+    state.train_seconds += time.perf_counter() - start
+
+
+def _row(config: Experiment, state: State) -> dict:
+    final = state.accuracy[config.tasks]
+    return {
+        "experiment": config.name,
+        "family": config.family,
+        "seed": state.seed,
+        "config": config.to_dict(),
+        "accuracy": sum(final) / len(final),
+        "accuracy_by_task": {str(seen): values for seen, values in state.accuracy.items()},
+        "loss_by_task": state.loss,
+        "train_seconds": state.train_seconds,
+        "eval_seconds": state.eval_seconds,
+        "step_ms": median(state.step_ms),
+        "threads": state.threads,
+        **provenance(),
+    }

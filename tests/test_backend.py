@@ -1,0 +1,110 @@
+"""Choosing a backend, and explaining what can't run."""
+
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+import dendrite_kernels as dk
+from dendrite_kernels import __main__ as report
+from dendrite_kernels import backend
+from dendrite_kernels.backends import cpu, reference
+
+CPU = torch.device("cpu")
+
+
+def test_the_native_module_is_there_when_a_compiler_is():
+    import shutil
+
+    compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    assert cpu._cpu is not None or compiler is None, cpu.why_not(CPU)
+
+
+def test_default_is_the_native_backend():
+    if cpu._cpu is None:
+        pytest.skip("the native module is not built here: no C++ compiler")
+    assert backend.choose(CPU) is cpu
+
+
+def test_context_manager_and_environment(monkeypatch):
+    with dk.use_backend("reference"):
+        assert backend.choose(CPU) is reference
+        with dk.use_backend("cpu"):
+            assert backend.choose(CPU) is cpu
+        assert backend.choose(CPU) is reference
+    monkeypatch.setenv("DENDRITE_BACKEND", "reference")
+    assert backend.choose(CPU) is reference
+
+
+def test_the_override_stays_in_its_thread():
+    seen = []
+    with dk.use_backend("reference"):
+        thread = threading.Thread(target=lambda: seen.append(backend.choose(CPU)))
+        thread.start()
+        thread.join()
+    assert seen == [cpu if cpu._cpu is not None else reference]
+
+
+def test_unknown_names(monkeypatch):
+    with (
+        pytest.raises(ValueError, match=r"use_backend: expected one of \['cpu', 'reference'\], got 'gpu'"),
+        dk.use_backend("gpu"),
+    ):
+        pass
+    monkeypatch.setenv("DENDRITE_BACKEND", "fast")
+    with pytest.raises(ValueError, match="DENDRITE_BACKEND: expected one of"):
+        dk.kwinners(torch.zeros(1, 2), 1)
+
+
+def test_a_forced_backend_that_cannot_run_says_why():
+    with dk.use_backend("cpu"), pytest.raises(dk.BackendUnavailable, match="its kernels run on CPU tensors only"):
+        backend.choose(torch.device("cuda", 0))
+
+
+def test_without_the_native_module(monkeypatch):
+    monkeypatch.setattr(cpu, "_cpu", None)
+    monkeypatch.setattr(cpu, "_import_error", "no such file")
+    assert backend.choose(CPU) is reference
+    assert dk.kwinners(torch.tensor([[1.0, 3, 2]]), 2).tolist() == [[0, 3, 2]]
+    with dk.use_backend("cpu"), pytest.raises(dk.BackendUnavailable, match=r"_cpu is not built \(no such file\)"):
+        dk.kwinners(torch.zeros(1, 2), 1)
+
+
+def test_other_devices_fall_back_to_the_reference():
+    assert backend.choose(torch.device("cuda", 0)) is reference
+
+
+def test_the_report_names_every_backend(capsys):
+    report.main([])
+    text = capsys.readouterr().out
+    for word in ("torch", "triton", "CUDA", "compiler", "instruction set", "cpu", "reference", "used"):
+        assert word in text
+
+
+def test_the_report_runs_as_a_module():
+    run = subprocess.run([sys.executable, "-m", "dendrite_kernels"], capture_output=True, text=True, check=True)
+    assert "dendrite_kernels " + dk.__version__ in run.stdout
+
+
+def test_isa_names():
+    if cpu._cpu is None:
+        pytest.skip("the native module is not built here: no C++ compiler")
+    assert cpu._cpu.isa() in cpu._cpu.supported_isas()
+    with pytest.raises(ValueError, match="isa: expected portable, avx2 or avx512, got sse9"):
+        cpu._cpu.set_isa("sse9")
+
+
+def test_released_memory_leaves_the_pool():
+    if cpu._cpu is None:
+        pytest.skip("the native module is not built here: no C++ compiler")
+    block = cpu.gradient_like(torch.empty(1 << 20))
+    address = block.data_ptr()
+    del block
+    assert cpu._cpu.pool_bytes() >= 4 << 20
+    again = cpu.gradient_like(torch.empty(1 << 20))
+    assert again.data_ptr() == address  # the same pages
+    del again
+    cpu.release_memory()
+    assert cpu._cpu.pool_bytes() == 0

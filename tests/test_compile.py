@@ -1,0 +1,78 @@
+"""torch.compile without graph breaks: the ops are opaque to it, and give the eager results."""
+
+import pytest
+import torch
+
+import dendrite_kernels as dk
+from dendrite_kernels.nn import DendriticMLP
+from dendrite_kernels.testing import assert_close
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_whole_step_of_the_mlp(backend):
+    model = DendriticMLP(20, (40, 30), 5, 4, 12).double().eval()
+    x, context, index = torch.randn(16, 20).double(), torch.randn(3, 12).double(), torch.randint(0, 3, (16,))
+    target = torch.randint(0, 5, (16,))
+
+    def loss_of(x, context, index):
+        return torch.nn.functional.cross_entropy(model(x, context, index), target)
+
+    compiled = torch.compile(loss_of, fullgraph=True, backend=backend)
+    want, got = loss_of(x, context, index), compiled(x, context, index)
+    assert_close(got, want, terms=8)
+    parameters = list(model.parameters())
+    for mine, theirs in zip(torch.autograd.grad(got, parameters), torch.autograd.grad(want, parameters), strict=True):
+        assert_close(mine, theirs, terms=64)
+
+
+def test_every_op_in_one_graph():
+    def graph(y, gate, context, segments, weight):
+        made, winner = dk.segment_gate(context, segments)
+        sparse = dk.gated_kwinners_sparse(y, made, None, None, 5)
+        dense = dk.gated_kwinners(y, gate, None, None, 5, ties="keep")
+        return dk.sparse_linear(sparse, weight).sum() + dense.sum() + dk.kwinners(y, 3).sum(), winner, sparse.indices
+
+    shapes = [(6, 30), (1, 30), (1, 7), (30, 3, 7), (4, 30)]
+    args = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
+    compiled = torch.compile(graph, fullgraph=True, backend="aot_eager")
+    want, got = graph(*args), compiled(*args)
+    assert_close(got[0], want[0], terms=64)
+    assert torch.equal(got[1], want[1]) and torch.equal(got[2], want[2])
+    for mine, theirs in zip(torch.autograd.grad(got[0], args), torch.autograd.grad(want[0], args), strict=True):
+        assert_close(mine, theirs, terms=64)
+
+
+def test_one_graph_serves_many_batch_sizes():
+    weight, bias = torch.randn(30, 8, requires_grad=True), torch.randn(30)
+    count = 0
+
+    def counting(graph, inputs):
+        nonlocal count
+        count += 1
+        return graph.forward
+
+    compiled = torch.compile(
+        lambda x: dk.linear_kwinners(x, weight, bias, None, None, 4).values,
+        fullgraph=True,
+        dynamic=True,
+        backend=counting,
+    )
+    for batch in (5, 9, 17):
+        x = torch.randn(batch, 8)
+        assert_close(compiled(x), dk.linear_kwinners(x, weight, bias, None, None, 4).values, terms=8)
+    assert count == 1
+
+
+def test_export_of_the_mlp():
+    model = DendriticMLP(20, (40, 30), 5, 4, 12).double().eval()
+    x, context = torch.randn(16, 20).double(), torch.randn(1, 12).double()
+    with torch.no_grad():
+        exported = torch.export.export(model, (x, context))
+        assert_close(exported.module()(x, context), model(x, context), terms=8)
