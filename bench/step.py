@@ -82,15 +82,26 @@ def three_steps(side: str, segments: int, batch: int, folder: Path | None) -> fl
         del ours
         optimizer = torch.optim.Adam(plain.parameters(), lr=LR)
         timed(lambda args: plain.train_step(optimizer, *args), work)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak_resident_mib()
+
+
+def peak_resident_mib() -> float:
+    """The most memory this process has held. ru_maxrss would include what the parent held when it started us."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1024
 
 
 def describe(row: dict) -> str:
+    memory = row.get("peak_memory_mib")
     return (
         f"S = {row['S']}, B = {row['B']}: ours {row['ours_ms']:.1f} ms a step; baseline {row['baseline_ms']:.0f} ms "
         f"({row['speedup']:.1f}x), with fused Adam {row['baseline_fused_adam_ms']:.0f} ms "
         f"({row['speedup_over_fused_adam']:.1f}x); gradients agree to {row['largest_disagreement']:.1g}; "
         f"{row['data']} data, {row['threads']} threads"
+        + (f"; peak memory {memory['ours']} and {memory['baseline']} MiB" if memory else "")
     )
 
 
