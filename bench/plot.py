@@ -23,25 +23,24 @@ SIDES = {
 
 
 def draw(rows: list[dict], path: Path) -> None:
-    figure, axes = plt.subplots(figsize=(7.5, 2.4 + 0.2 * len(rows)), constrained_layout=True)
-    for side, (key, label) in enumerate(SIDES.items()):
-        places = [row_number + 0.27 * (1 - side) for row_number in range(len(rows))]
-        bars = axes.barh(
-            places, [row[key] for row in rows], height=0.25, label=label, color=("0.75", "0.55", "C2")[side]
-        )
-        axes.bar_label(bars, [f"{row[key]:.0f} ms" for row in rows], padding=3, fontsize=8)
-    axes.set_yticks(range(len(rows)), [f"{row['S']} segments" for row in rows])
-    axes.set(xscale="log", xlabel="milliseconds a training step (log scale, shorter is better)")
-    axes.set_xlim(right=4 * max(row["baseline_ms"] for row in rows))
-    first = rows[0]
-    axes.set_title(
-        f"784-2048-2048-10, batch {first['B']}, {first['data'].upper()}, {first['threads']} threads of "
-        f"{first['versions']['processor']}",
-        fontsize=9,
-    )
-    axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.25), ncols=3, fontsize=7, frameon=False)
+    """A panel for each number of segments, each on its own linear scale."""
     plt.rcParams["svg.hashsalt"] = "dendrite"  # the same rows give the same file
-    figure.savefig(path, metadata={"Date": None})
+    figure, panels = plt.subplots(1, len(rows), figsize=(4 * len(rows), 2), squeeze=False, constrained_layout=True)
+    for axes, row in zip(panels[0], rows, strict=True):
+        times = [row[key] for key in SIDES]
+        bars = axes.barh(range(len(SIDES)), times, color=("0.75", "0.55", "C2"))
+        axes.bar_label(bars, [f"{ms:.0f} ms" for ms in times], padding=3, fontsize=8)
+        axes.set_yticks(range(len(SIDES)), SIDES.values() if axes is panels[0][0] else [""] * len(SIDES), fontsize=8)
+        axes.set_xlim(right=1.2 * max(times))
+        axes.set_title(f"{row['S']} segments a unit", fontsize=9)
+        axes.spines[["top", "right"]].set_visible(False)
+    first = rows[0]
+    figure.supxlabel(
+        f"milliseconds a training step; 784-2048-2048-10, batch {first['B']}, {first['data'].upper()} data, "
+        f"{first['threads']} threads of {first['versions']['processor']}",
+        fontsize=8,
+    )
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
     plt.close(figure)
 
 
