@@ -29,8 +29,9 @@ Out = Annotated[Path, typer.Option("--out", help="Folder of results and of the s
 def list_() -> None:
     """Names every experiment with its published accuracy."""
     table = Table()
-    for heading in ("experiment", "tasks", "segments", "epochs", "learning rate", "published"):
-        table.add_column(heading, justify="left" if heading == "experiment" else "right")
+    table.add_column("experiment", no_wrap=True)
+    for heading in ("tasks", "segments", "epochs", "lr", "published"):
+        table.add_column(heading, justify="right")
     for config in EXPERIMENTS.values():
         published = PUBLISHED[config.family][config.tasks]
         numbers = (config.tasks, config.segments, config.epochs, f"{config.lr:g}", f"{100 * published:.2f} %")

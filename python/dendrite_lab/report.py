@@ -30,11 +30,12 @@ def _plain(config: dict) -> dict:
 def table(rows: list[dict]) -> Table:
     """Mean accuracy by experiment, with seeds, times and the published value."""
     out = Table(title="mean accuracy over all tasks after the last")
-    for heading in ("experiment", "seeds", "ours", "published", "difference", "training", "evaluation", "ms a step"):
-        out.add_column(heading, justify="left" if heading == "experiment" else "right")
+    out.add_column("experiment", no_wrap=True)
+    for heading in ("seeds", "ours", "published", "diff.", "train + test"):
+        out.add_column(heading, justify="right", no_wrap=True)
     for name, group in _grouped(rows, "experiment").items():
         named = [row for row in group if as_configured(row)]
-        for label, some in ((name, named), (f"{name}, changed by --set", [r for r in group if r not in named])):
+        for label, some in ((name, named), (f"{name} (--set)", [r for r in group if r not in named])):
             if some:
                 out.add_row(label, *_cells(some, published=label == name))
     return out
@@ -43,9 +44,9 @@ def table(rows: list[dict]) -> Table:
 def _cells(rows: list[dict], published: bool) -> list[str]:
     ours = mean(row["accuracy"] for row in rows)
     value = PUBLISHED.get(rows[0]["family"], {}).get(rows[0]["config"]["tasks"]) if published else None
-    times = [f"{mean(row[key] for row in rows):.0f} s" for key in ("train_seconds", "eval_seconds")]
+    times = " + ".join(f"{mean(row[key] for row in rows):.0f}" for key in ("train_seconds", "eval_seconds"))
     versus = ["-", "-"] if value is None else [f"{100 * value:.2f} %", f"{100 * (ours - value):+.2f}"]
-    return [str(len(rows)), f"{100 * ours:.2f} %", *versus, *times, f"{mean(row['step_ms'] for row in rows):.1f}"]
+    return [str(len(rows)), f"{100 * ours:.2f} %", *versus, f"{times} s"]
 
 
 def plot(rows: list[dict], path: Path) -> Path:

@@ -51,8 +51,7 @@ def run_cli(*words):
     return done.returncode, done.stdout + done.stderr
 
 
-def test_list_names_every_experiment(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "120")
+def test_list_names_every_experiment():
     out = CliRunner().invoke(cli.app, ["list"])
     assert out.exit_code == 0
     for name, config in EXPERIMENTS.items():
@@ -171,8 +170,7 @@ def test_a_damaged_results_file_names_the_line(tmp_path):
 # ---- report ---------------------------------------------------------------------------------------------------------
 
 
-def test_report_sets_ours_beside_the_published(tmp_path, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "160")
+def test_report_sets_ours_beside_the_published(tmp_path):
     named = EXPERIMENTS["prototype_10"]
     base = {"experiment": "prototype_10", "family": "prototype", "train_seconds": 1, "eval_seconds": 1, "step_ms": 1}
     for seed, accuracy in ((0, 0.95), (1, 0.94)):
@@ -182,7 +180,7 @@ def test_report_sets_ours_beside_the_published(tmp_path, monkeypatch):
     out = CliRunner().invoke(cli.app, ["report", "--out", str(tmp_path)])
     assert out.exit_code == 0, out.output
     assert "94.50 %" in out.output and "-0.05" in out.output
-    assert "50.00 %" in out.output and "changed by --set" in out.output
+    assert "50.00 %" in out.output and "prototype_10 (--set)" in out.output
     assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
 
 
