@@ -102,52 +102,71 @@ DK_INLINE void unit_block(const KSparseOuter<T>& p, const int32_t* entry, int64_
   for (int v = 0; v < N; v++) store(out + v * L, acc[v]);
 }
 
-template <class T> int64_t ksparse_outer(const KSparseOuter<T>& p) {
-  constexpr int L = lanes<T>;
-  const int64_t n = p.B * p.k, group = 16, wide = 8 * L;
-  const int64_t bad = first_bad_index(p.indices, n, p.I);
-  if (bad >= 0) return bad;
-  const UnitLists lists(p.indices, n, p.I);
-  // r with its rows padded to whole vectors, so that the inner loops have no tails.
-  const int64_t pitch = round_up(p.n, L);
-  const bool pad = pitch != p.n;
-  const Buffer<T> padded(pad ? p.B * pitch : 0);
-  if (pad) {
-    std::memset(padded, 0, p.B * pitch * sizeof(T));
-    for (int64_t b = 0; b < p.B; b++) std::memcpy(padded + b * pitch, p.r + b * p.n, p.n * sizeof(T));
+// The rows of x^T r, one unit at a time, and the products of r with the rows of m. The scratch is shared out to
+// threads; a unit's row is summed over its entries in batch order.
+template <class T> class OuterRows {
+ public:
+  explicit OuterRows(const KSparseOuter<T>& p)
+      : p_(p),
+        lists_(p.indices, p.B * p.k, p.I),
+        pitch_(round_up(p.n, lanes<T>)),
+        padded_(pitch_ != p.n ? p.B * pitch_ : 0),
+        weights_(p.threads * (pitch_ + lanes<T>)),
+        sums_(p.threads * (pitch_ + lanes<T>)),
+        dots_(p.threads * (lists_.longest + 1)) {
+    if (pitch_ == p.n) return;
+    std::memset(padded_, 0, p.B * pitch_ * sizeof(T));  // whole vectors: the inner loops have no tails
+    for (int64_t b = 0; b < p.B; b++) std::memcpy(padded_ + b * pitch_, p.r + b * p.n, p.n * sizeof(T));
   }
-  const T* r = pad ? (const T*)padded : p.r;
-  const int64_t row_size = round_up(p.O, L) + L, tile_size = group * row_size;
-  const Buffer<T> weights(p.threads * (pitch + L)), sums(p.threads * (pitch + L)), tiles(p.threads * tile_size);
-  const Buffer<vec<T>> dots(p.threads * (lists.longest + 1));
+
+  bool used(int64_t unit) const { return lists_.start[unit + 1] > lists_.start[unit]; }
+
+  // Row `unit` of the product into out [O] (null: not wanted), and its entries' dots into p.grad_values.
+  void row(int64_t unit, T* out) const {
+    constexpr int64_t L = lanes<T>, wide = 8 * L;
+    const int me = thread_number();
+    T *w = weights_ + me * (pitch_ + L), *sum_row = sums_ + me * (pitch_ + L);
+    vec<T>* dots = p_.grad_values ? dots_ + me * (lists_.longest + 1) : nullptr;
+    const int64_t entries = lists_.start[unit + 1] - lists_.start[unit];
+    const int32_t* entry = lists_.entry + lists_.start[unit];
+    const T* r = pitch_ == p_.n ? p_.r : (const T*)padded_;
+    if (out) std::memset(out, 0, p_.O * sizeof(T));
+    if (!entries) return;
+    if (dots)
+      for (int64_t c = 0; c < pitch_; c++)
+        w[c] = c < p_.n ? p_.m[unit * p_.stride_i + (p_.cols ? p_.cols[c] : c) * p_.stride_o] : T(0);
+    int64_t c = 0;
+    for (; c + wide <= pitch_; c += wide)
+      unit_block<T, 8>(p_, entry, entries, r + c, pitch_, w + c, sum_row + c, dots, c == 0);
+    for (; c < pitch_; c += L) unit_block<T, 1>(p_, entry, entries, r + c, pitch_, w + c, sum_row + c, dots, c == 0);
+    if (dots)
+      for (int64_t e = 0; e < entries; e++) p_.grad_values[entry[e]] = pitch_ ? sum<T>(dots[e]) : T(0);
+    if (out && p_.cols)
+      for (int64_t j = 0; j < p_.n; j++) out[p_.cols[j]] = sum_row[j];
+    else if (out)
+      std::memcpy(out, sum_row, p_.n * sizeof(T));
+  }
+
+ private:
+  const KSparseOuter<T>& p_;
+  UnitLists lists_;
+  int64_t pitch_;
+  Buffer<T> padded_, weights_, sums_;
+  Buffer<vec<T>> dots_;
+};
+
+template <class T> int64_t ksparse_outer(const KSparseOuter<T>& p) {
+  const int64_t bad = first_bad_index(p.indices, p.B * p.k, p.I);
+  if (bad >= 0) return bad;
+  const OuterRows<T> rows(p);
+  const int64_t group = 16, row_size = round_up(p.O, lanes<T>) + lanes<T>;  // 16 rows are written side by side
+  const Buffer<T> tiles(p.grad_m ? p.threads * group * row_size : 0);
 #pragma omp parallel for num_threads(p.threads) schedule(dynamic, 2)
   for (int64_t i0 = 0; i0 < p.I; i0 += group) {
-    const int me = thread_number();
-    T *w = weights + me * (pitch + L), *sum_row = sums + me * (pitch + L), *tile = tiles + me * tile_size;
-    vec<T>* partial = p.grad_values ? dots + me * (lists.longest + 1) : nullptr;
     const int64_t here = lower(group, p.I - i0);
-    for (int64_t u = 0; u < here; u++) {
-      const int64_t i = i0 + u, entries = lists.start[i + 1] - lists.start[i];
-      const int32_t* entry = lists.entry + lists.start[i];
-      T* out = tile + u * row_size;
-      if (p.grad_m) std::memset(out, 0, p.O * sizeof(T));
-      if (!entries) continue;
-      if (partial)
-        for (int64_t c = 0; c < pitch; c++)
-          w[c] = c < p.n ? p.m[i * p.stride_i + (p.cols ? p.cols[c] : c) * p.stride_o] : T(0);
-      int64_t c = 0;
-      for (; c + wide <= pitch; c += wide)
-        unit_block<T, 8>(p, entry, entries, r + c, pitch, w + c, sum_row + c, partial, c == 0);
-      for (; c < pitch; c += L)
-        unit_block<T, 1>(p, entry, entries, r + c, pitch, w + c, sum_row + c, partial, c == 0);
-      if (partial)
-        for (int64_t e = 0; e < entries; e++) p.grad_values[entry[e]] = sum<T>(partial[e]);
-      if (p.grad_m && p.cols)
-        for (int64_t j = 0; j < p.n; j++) out[p.cols[j]] = sum_row[j];
-      else if (p.grad_m)
-        std::memcpy(out, sum_row, p.n * sizeof(T));
-    }
-    if (!p.grad_m) continue;
+    T* tile = p.grad_m ? tiles + thread_number() * group * row_size : nullptr;
+    for (int64_t u = 0; u < here; u++) rows.row(i0 + u, tile ? tile + u * row_size : nullptr);
+    if (!tile) continue;
     T* grad = p.grad_m + i0 * p.grad_stride_i;
     if (p.grad_stride_o == 1)
       for (int64_t u = 0; u < here; u++) std::memcpy(grad + u * p.grad_stride_i, tile + u * row_size, p.O * sizeof(T));
