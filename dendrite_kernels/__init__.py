@@ -4,7 +4,7 @@
 `reference` says in plain PyTorch what each of them computes. `python -m dendrite_kernels` reports what runs where.
 """
 
-from . import nn, reference, sparsity
+from . import nn, optim, reference, sparsity
 from .backend import BackendUnavailable, use_backend
 from .ops import (
     KSparse,
@@ -29,6 +29,7 @@ __all__ = [
     "kwinners",
     "linear_kwinners",
     "nn",
+    "optim",
     "reference",
     "rezero_",
     "segment_gate",

@@ -240,7 +240,7 @@ def linear_kwinners(
 def linear_kwinners_backward(
     grad_values, values, indices, pre, x, x_indices, weight, gate, context_index, combine, relu, needs
 ):
-    """Gradients of x (or its values), weight, bias and gate."""
+    """Gradients of x (or its values), weight, bias, gate, and of y at the winners [B, k]."""
     grad_y, grad_gate, grad_bias = winners_backward(
         grad_values,
         values,
@@ -259,4 +259,4 @@ def linear_kwinners_backward(
     else:
         grad_x = dense @ weight if needs[0] else None
         grad_weight = dense.T @ x if needs[1] else None
-    return grad_x, grad_weight, grad_bias, grad_gate
+    return grad_x, grad_weight, grad_bias, grad_gate, grad_y

@@ -100,5 +100,5 @@ def test_linear_kwinners_backward_is_the_derivative(sparse_x):
         mine = ref.linear_kwinners_backward(
             grad, values, indices, pre, x, x_indices, weight, gate, None, "mul", False, (True,) * 4
         )
-    for ours, want in zip(mine, theirs, strict=True):
+    for ours, want in zip(mine[:4], theirs, strict=True):
         assert_close(ours, want, terms=64)

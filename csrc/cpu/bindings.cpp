@@ -2,6 +2,7 @@
 // backends/cpu.py has made everything contiguous. 0 stands for an absent tensor.
 #include <pybind11/pybind11.h>
 
+#include <cmath>
 #include <string>
 #include <vector>
 
@@ -18,14 +19,21 @@ template <class T> static RowGate<T> row_gate(Address bias, Address gate, Addres
   return {at<T>(bias), at<T>(gate), at<T>(boost), at<int32_t>(index), G, add};
 }
 
+// beta^t's complement is `correction`, as in Kingma & Ba 2015, section 2.
+template <class T>
+static AdamRule<T> adam_rule(double beta1, double beta2, double correction1, double correction2, double lr, double eps) {
+  return {(T)(1 - beta1), (T)beta2, (T)(1 - beta2), (T)(1 / std::sqrt(correction2)), (T)(lr / correction1), (T)eps};
+}
+
 template <class T> static void define(py::module_& m, const std::string& suffix) {
   using Released = py::call_guard<py::gil_scoped_release>;
   auto def = [&](const char* op, auto f) { m.def((op + suffix).c_str(), f, Released()); };
 
   def("segment_gate", [](Address context, Address segments, Address bias, int64_t G, int64_t O, int64_t S, int64_t C,
-                         bool abs_max, bool sigmoid, Address gate, Address winner, int threads) {
-    kernels<T>().segment_gate({at<T>(context), at<T>(segments), at<T>(bias), G, O, S, C, abs_max, sigmoid,
-                               at<T>(gate), at<int32_t>(winner), threads});
+                         bool abs_max, bool sigmoid, Address gate, Address winner, Address known, Address activations,
+                         int threads) {
+    kernels<T>().segment_gate({at<T>(context), at<T>(segments), at<T>(bias), G, O, S, C, abs_max, sigmoid, at<T>(gate),
+                               at<int32_t>(winner), at<T>(known), at<T>(activations), threads});
   });
   def("segment_gate_backward", [](Address grad_gate, Address context, Address segments, Address gate, Address winner,
                                   int64_t G, int64_t O, int64_t S, int64_t C, bool sigmoid, Address grad_context,
@@ -64,6 +72,33 @@ template <class T> static void define(py::module_& m, const std::string& suffix)
     return kernels<T>().ksparse_outer({at<T>(values), at<int32_t>(indices), B, k, I, O, at<T>(r), n, at<int32_t>(cols),
                                        at<T>(weight), stride_i, stride_o, at<T>(grad_weight), grad_stride_i,
                                        grad_stride_o, at<T>(grad_values), threads});
+  });
+  def("adam_outer", [](Address values, Address indices, int64_t B, int64_t k, int64_t I, int64_t O, Address r, int64_t n,
+                       Address cols, double beta1, double beta2, double correction1, double correction2, double lr,
+                       double eps, Address weight, Address m, Address v, Address keep, Address touched, int threads) {
+    const KSparseOuter<T> outer{at<T>(values), at<int32_t>(indices), B, k, I, O, at<T>(r), n, at<int32_t>(cols),
+                                nullptr, 0, 0, nullptr, 0, 0, nullptr, threads};
+    const AdamRule<T> rule = adam_rule<T>(beta1, beta2, correction1, correction2, lr, eps);
+    return kernels<T>().adam_outer({outer, rule, at<T>(weight), at<T>(m), at<T>(v), at<uint8_t>(keep), at<uint8_t>(touched)});
+  });
+  def("adam_segments", [](Address grad, Address context, Address winner, int64_t G, int64_t O, int64_t S, int64_t C,
+                          double beta1, double beta2, double correction1, double correction2, double lr, double eps,
+                          Address rows, int64_t count, bool rank1, Address segments, Address m, Address v, Address keep,
+                          Address activations, int threads) {
+    const AdamRule<T> rule = adam_rule<T>(beta1, beta2, correction1, correction2, lr, eps);
+    kernels<T>().adam_segments({at<T>(grad), at<T>(context), at<int32_t>(winner), G, O, S, C, rule, at<int32_t>(rows), count,
+                                rank1, at<T>(segments), at<T>(m), at<T>(v), at<uint8_t>(keep), at<T>(activations), threads});
+  });
+  // Gives every segment that won with gradient a place among the touched rows; returns their number.
+  def("touch_segments", [](Address grad, Address winner, int64_t G, int64_t O, int64_t S, Address place, Address rows,
+                           int64_t count) {
+    for (int64_t q = 0; q < G * O; q++) {
+      if (at<T>(grad)[q] == 0) continue;
+      const int64_t row = q % O * S + at<int32_t>(winner)[q];
+      int32_t& here = at<int32_t>(place)[row];
+      if (here < 0) at<int32_t>(rows)[here = (int32_t)count++] = (int32_t)row;
+    }
+    return count;
   });
   def("densify", [](Address values, Address indices, int64_t B, int64_t k, int64_t O, Address z, bool gather, int threads) {
     return kernels<T>().densify({at<T>(values), at<int32_t>(indices), B, k, O, at<T>(z), gather, threads});

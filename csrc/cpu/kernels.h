@@ -11,6 +11,8 @@ template <class T> struct SegmentGate {  // gate, winner [G, O] of context [G, C
   bool abs_max, sigmoid;
   T* gate;
   int32_t* winner;
+  const T* known;  // [O, S]: the activations of the one context, and segments are not read; or null
+  T* activations;  // [O, S]: takes the activations of the one context; or null
   int threads;
 };
 
@@ -94,6 +96,34 @@ template <class T> struct KSparseOuter {
   int threads;
 };
 
+template <class T> struct AdamRule {
+  T one_minus_beta1, beta2, one_minus_beta2, inverse_root_correction2, step, eps;
+};
+
+// Adam on weight [I, O], whose gradient is `outer`'s grad_m (outer.m and its gradients are not used).
+template <class T> struct AdamOuter {
+  KSparseOuter<T> outer;
+  AdamRule<T> rule;
+  T *weight, *m, *v;     // contiguous [I, O]
+  const uint8_t* keep;   // [I, O]; null: nothing is masked
+  uint8_t* touched;      // [I]: rows that have had gradient
+};
+
+// Adam on the touched rows of segments [O, S, C]: row rows[t] has moments m[t], v[t], of C entries or, with rank1, one.
+template <class T> struct AdamSegments {
+  const T *grad, *context;  // of the winning activations [G, O]; [G, C]
+  const int32_t* winner;    // [G, O]
+  int64_t G, O, S, C;
+  AdamRule<T> rule;
+  const int32_t* rows;
+  int64_t count;
+  bool rank1;
+  T *segments, *m, *v;
+  const uint8_t* keep;  // [O, S, C]; null: nothing is masked
+  T* activations;       // [O, S] of the one context, kept up to date with rank1; null: not wanted
+  int threads;
+};
+
 template <class T> struct Densify {  // z [B, O] from values at indices, or (gather) values from z
   T* values;
   const int32_t* indices;
@@ -121,6 +151,8 @@ template <class T> struct Kernels {
   int64_t (*ksparse_outer)(const KSparseOuter<T>&);
   int64_t (*densify)(const Densify<T>&);
   void (*rezero)(const Rezero<T>&);
+  int64_t (*adam_outer)(const AdamOuter<T>&);
+  void (*adam_segments)(const AdamSegments<T>&);
 };
 
 namespace portable { template <class T> Kernels<T> table(); }

@@ -4,10 +4,12 @@
 #include "cpu/segment_gate.h"
 #include "cpu/kwinners.h"
 #include "cpu/ksparse.h"
+#include "cpu/adam.h"
 
 template <class T> Kernels<T> table() {
   return {segment_gate<T>,     segment_gate_backward<T>, kwinners<T>, kwinners_backward<T>, winners_backward<T>,
-          ksparse_matmul<T>,   ksparse_outer<T>,         densify<T>,  rezero<T>};
+          ksparse_matmul<T>,   ksparse_outer<T>,         densify<T>,  rezero<T>,
+          adam_outer<T>,       adam_segments<T>};
 }
 template Kernels<float> table<float>();
 template Kernels<double> table<double>();

@@ -46,8 +46,10 @@ template <class T> void segment_gate(const SegmentGate<T>& p) {
     const T* u = p.segments + o * S * C;
     for (int64_t g = 0; g < p.G;) {
       const int q = p.G - g >= 4 ? 4 : 1;
-      if (q == 4) unit_dots<T, 4>(u, p.context + g * C, S, C, a);
+      if (p.known) std::memcpy(a, p.known + o * S, S * sizeof(T));
+      else if (q == 4) unit_dots<T, 4>(u, p.context + g * C, S, C, a);
       else unit_dots<T, 1>(u, p.context + g * C, S, C, a);
+      if (p.activations) std::memcpy(p.activations + o * S, a, S * sizeof(T));
       for (int j = 0; j < q; j++, g++) {
         T* row = a + j * S;
         if (p.bias)

@@ -115,7 +115,7 @@ def segment_gate(out, context, segments, bias, select, activation):
         context, segments, bias = _wide(context), _wide(segments), _wide(bias)
         shape = (len(context), units, per_unit, width)
         flags = (select == "abs_max", activation == "sigmoid")
-        _call("segment_gate", wide, context, segments, bias, *shape, *flags, gate, winner)
+        _call("segment_gate", wide, context, segments, bias, *shape, *flags, gate, winner, None, None)
 
 
 def segment_gate_backward(out, grad_gate, context, segments, gate, winner, activation):
@@ -272,10 +272,9 @@ def linear_kwinners_backward(
     out, grad_values, values, indices, pre, x, x_indices, weight, gate, context_index, combine, relu
 ):
     wide, units = pre.dtype, len(weight)
-    grad_x, grad_weight, grad_bias, grad_gate = out
-    grad_y = torch.empty_like(pre)
+    grad_x, grad_weight, grad_bias, grad_gate, grad_winners = out
     with (
-        _Outputs([grad_x, grad_bias, grad_gate], wide) as (gx, gb, gg),
+        _Outputs([grad_x, grad_bias, grad_gate, grad_winners], wide) as (gx, gb, gg, grad_y),
         _Outputs([grad_weight], wide, any_strides=True) as (gw,),
     ):
         _winners_backward(
@@ -321,6 +320,52 @@ def ksparse_to_dense(out, values, indices):
 def ksparse_gather(out, dense, indices):
     with _Outputs([out], compute_dtype(out.dtype)) as (values,):
         _densify(values, indices.contiguous(), _wide(dense), gather=True)
+
+
+# ---- Adam from factors ----------------------------------------------------------------------------------------------
+
+
+def outer(out, sparse, other):
+    """out [I, O] = sparse^T other, any strides; other: a tensor [B, O] or KSparse."""
+    used, other = _dense_side(other)
+    _outer(sparse.values.contiguous(), sparse.indices.contiguous(), other, used, out.T, out.T, None)
+
+
+def _dense_side(other):
+    """(columns in use or None, the rows over them)."""
+    if isinstance(other, torch.Tensor):
+        return None, other.contiguous()
+    return _compact(other.values.contiguous(), other.indices.contiguous(), other.size)
+
+
+def adam_outer(weight, moments, keep, touched, sparse, other, rule):
+    """Adam on a contiguous weight [I, O] whose gradient is sparse^T other; rows never in use are left alone.
+
+    moments: m and v [I, O]. keep: bool [I, O] or None. touched: uint8 [I]. other: a tensor [B, O] or KSparse.
+    """
+    used, other = _dense_side(other)
+    values, indices = sparse.values.contiguous(), sparse.indices.contiguous()
+    bad = _call(
+        "adam_outer", weight.dtype, values, indices, *indices.shape, *weight.shape, other, other.shape[1],
+        used, *rule, weight, *moments, keep, touched,
+    )  # fmt: skip
+    _indices_error(bad, indices, len(weight))
+
+
+def touch_segments(grad, winner, per_unit, place, rows, count):
+    """Gives segments that won with gradient a place among the touched rows; returns their number."""
+    # no thread count in this one: it walks the winners once
+    addresses = (grad.data_ptr(), winner.data_ptr(), *grad.shape, per_unit, place.data_ptr(), rows.data_ptr(), count)
+    return getattr(_cpu, "touch_segments" + _SUFFIX[grad.dtype])(*addresses)
+
+
+def adam_segments(segments, grad, context, winner, rule, rows, count, rank1, m, v, keep, activations):
+    """Adam on the touched rows of segments [O, S, C]; `activations` [O, S] of one context follow where given."""
+    shape = (len(context), *segments.shape)
+    _call(
+        "adam_segments", segments.dtype, grad, context, winner, *shape, *rule, rows, count, rank1, segments, m, v, keep,
+        activations,
+    )  # fmt: skip
 
 
 def rezero_(weight, keep):

@@ -74,6 +74,12 @@ def linear_kwinners_backward(
     )
 
 
+def outer(out, sparse, other):
+    """out [I, O] = sparse^T other; other: a tensor [B, O] or KSparse."""
+    right = other if isinstance(other, torch.Tensor) else ref.ksparse_to_dense(*other)
+    out.copy_(ref.ksparse_to_dense(*sparse).T @ right)
+
+
 def ksparse_to_dense(out, values, indices):
     _check_range(indices, out.shape[1])
     out.copy_(ref.ksparse_to_dense(values, indices, out.shape[1]))

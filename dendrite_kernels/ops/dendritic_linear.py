@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from .. import factored
 from . import _checks as check
 from ._register import define, given, wanted
 from .ksparse import KSparse
@@ -115,11 +117,21 @@ def _save(ctx, args, outputs):
     ctx.save_for_backward(values, indices, pre, x, x_indices, weight, gate, context_index)
     ctx.rest = (combine, relu)
     ctx.needs = [t is not None and t.requires_grad for t in (x, weight, bias, gate)]
+    ctx.factored = ctx.needs[1] and factored.wanted(weight)
 
 
 def _backward(ctx, grad_values, *_):
-    grads = _linear_kwinners_backward(grad_values, *ctx.saved_tensors, *ctx.rest, ctx.needs)
-    grad_x, grad_weight, grad_bias, grad_gate = given(ctx.needs, grads)
+    _, indices, _, x, x_indices, weight, _, _ = ctx.saved_tensors
+    needs = [ctx.needs[0], ctx.needs[1] and not ctx.factored, *ctx.needs[2:]]
+    *grads, grad_y = _linear_kwinners_backward(grad_values, *ctx.saved_tensors, *ctx.rest, needs)
+    grad_x, grad_weight, grad_bias, grad_gate = given(needs, grads)
+    if ctx.factored:
+        dy, dense_x = KSparse(grad_y.detach(), indices, weight.shape[0]), x.detach()
+        if x_indices is None:
+            factor = factored.OuterFactor(dy, dense_x, by_input=False)
+        else:
+            factor = factored.OuterFactor(KSparse(dense_x, x_indices, weight.shape[1]), dy, by_input=True)
+        grad_weight = factored.FactoredGrad(weight, [factor])
     return (grad_x, None, grad_weight, grad_bias, grad_gate, *[None] * 5)
 
 
@@ -127,15 +139,18 @@ def _allocate_backward(
     grad_values, values, indices, pre, x, x_indices, weight, gate, context_index, combine, relu, needs
 ):
     grad_x, grad_weight, grad_gate = wanted([needs[0], needs[1], needs[3]], [x, weight, gate])
-    return grad_x, grad_weight, weight.new_empty(weight.shape[0] if needs[2] else 0), grad_gate
+    grad_bias = weight.new_empty(weight.shape[0] if needs[2] else 0)
+    return grad_x, grad_weight, grad_bias, grad_gate, torch.empty_like(values)
 
 
+# The last result is the gradient of y at the winners, from which the weight's follows.
 _linear_kwinners_backward = define(
     "linear_kwinners_backward",
     "(Tensor grad_values, Tensor values, Tensor indices, Tensor pre, Tensor x, Tensor? x_indices, Tensor weight,"
-    " Tensor? gate, Tensor? context_index, str combine, bool relu, bool[4] needs) -> (Tensor, Tensor, Tensor, Tensor)",
+    " Tensor? gate, Tensor? context_index, str combine, bool relu, bool[4] needs)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _allocate_backward,
-    lambda module, out, *args: module.linear_kwinners_backward(given(args[-1], out), *args[:-1]),
+    lambda module, out, *args: module.linear_kwinners_backward([*given(args[-1], out[:4]), out[4]], *args[:-1]),
 )
 
 _linear_kwinners = define(

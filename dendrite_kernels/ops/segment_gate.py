@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import factored
 from ..reference import compute_dtype
 from . import _checks as check
 from ._register import define, given, wanted
@@ -74,11 +75,20 @@ def _save(ctx, args, outputs):
     ctx.save_for_backward(context, segments, gate, winner)
     ctx.activation = activation
     ctx.needs = [t is not None and t.requires_grad for t in (context, segments, bias)]
+    ctx.factored = ctx.needs[1] and factored.wanted(segments)
 
 
 def _backward(ctx, grad_gate, _grad_winner):
-    grads = _segment_gate_backward(grad_gate, *ctx.saved_tensors, ctx.activation, ctx.needs)
-    return (*given(ctx.needs, grads), None, None)
+    context, segments, gate, winner = ctx.saved_tensors
+    if not ctx.factored:
+        grads = _segment_gate_backward(grad_gate, context, segments, gate, winner, ctx.activation, ctx.needs)
+        return (*given(ctx.needs, grads), None, None)
+    grad = grad_gate * gate * (1 - gate) if ctx.activation == "sigmoid" else grad_gate
+    needs, rest = [ctx.needs[0], False, ctx.needs[2]], (None, None, None)
+    if any(needs):
+        rest = given(needs, _segment_gate_backward(grad, context, segments, gate, winner, "none", needs))
+    left = factored.FactoredGrad(segments, [factored.SegmentFactor(grad.detach(), winner, context.detach())])
+    return rest[0], left, rest[2], None, None
 
 
 def _allocate_backward(grad_gate, context, segments, gate, winner, activation, needs):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import factored
 from . import _checks as check
 from ._register import define, given, wanted
 from .ksparse import KSparse
@@ -57,11 +58,17 @@ def _save(ctx, args, outputs):
     values, indices, weight, bias = args
     ctx.save_for_backward(values, indices, weight)
     ctx.needs = [t is not None and t.requires_grad for t in (values, weight, bias)]
+    ctx.factored = ctx.needs[1] and factored.wanted(weight)
 
 
 def _backward(ctx, grad_y):
-    grads = _sparse_linear_backward(grad_y, *ctx.saved_tensors, ctx.needs)
-    grad_values, grad_weight, grad_bias = given(ctx.needs, grads)
+    values, indices, weight = ctx.saved_tensors
+    needs = [ctx.needs[0], ctx.needs[1] and not ctx.factored, ctx.needs[2]]
+    grads = _sparse_linear_backward(grad_y, values, indices, weight, needs)
+    grad_values, grad_weight, grad_bias = given(needs, grads)
+    if ctx.factored:
+        x = KSparse(values.detach(), indices, weight.shape[1])
+        grad_weight = factored.FactoredGrad(weight, [factored.OuterFactor(x, grad_y.detach(), by_input=True)])
     return grad_values, None, grad_weight, grad_bias
 
 

@@ -1,0 +1,205 @@
+"""Gradients kept as their factors, for weights that dendrite_kernels.optim.Adam owns.
+
+The gradient of a k-sparse layer is an outer product over a few winners, and that of its segments touches one row a
+unit: written out they are hundreds of times larger than their factors. An owned parameter's `.grad` is a FactoredGrad;
+all others get ordinary dense gradients. Eager only: compiled code gives dense gradients.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from . import backend
+from .ops.ksparse import KSparse
+
+_owners = WeakIdKeyDictionary()  # parameter -> weak reference to its optimizer
+
+
+def claim(parameters, optimizer) -> None:
+    """Makes the optimizer the owner of these parameters; an older owner has lost them."""
+    reference = weakref.ref(optimizer)
+    for parameter in parameters:
+        _owners[parameter] = reference
+
+
+def owner(parameter: Tensor):
+    """The optimizer that takes this parameter's gradient as factors, or None."""
+    reference = _owners.get(parameter)
+    return reference() if reference is not None else None
+
+
+def wanted(parameter: Tensor) -> bool:
+    """Whether a backward pass now being prepared should leave factors for this parameter."""
+    return len(_owners) > 0 and not torch.compiler.is_compiling() and owner(parameter) is not None
+
+
+@dataclass(frozen=True)
+class OuterFactor:
+    """The gradient of a weight [O, I]: sparse^T dense (by_input: its transpose).
+
+    sparse: KSparse, over the units whose rows of the weight move. other: a tensor [B, n] or KSparse, the other side.
+    """
+
+    sparse: KSparse
+    other: Tensor | KSparse
+    by_input: bool
+
+    def to_dense(self, like: Tensor) -> Tensor:
+        out = torch.empty_like(like)
+        backend.choose(like.device).outer(out.T if self.by_input else out, self.sparse, self.other)
+        return out
+
+    def joined(self, other: OuterFactor) -> OuterFactor | None:
+        """Both as one, where they are of one form; else None."""
+        if self.by_input != other.by_input or self.sparse.values.shape[1:] != other.sparse.values.shape[1:]:
+            return None
+        rights = (self.other, other.other)
+        if all(isinstance(r, KSparse) for r in rights):
+            if rights[0].values.shape[1:] != rights[1].values.shape[1:]:
+                return None
+            right = _cat(*rights)
+        elif not any(isinstance(r, KSparse) for r in rights):
+            right = torch.cat(rights)
+        else:
+            return None
+        return OuterFactor(_cat(self.sparse, other.sparse), right, self.by_input)
+
+
+def _cat(a: KSparse, b: KSparse) -> KSparse:
+    return KSparse(torch.cat([a.values, b.values]), torch.cat([a.indices, b.indices]), a.size)
+
+
+@dataclass(frozen=True)
+class SegmentFactor:
+    """The gradient of segments [O, S, C]: grad [G, O] of the winning activations, winner [G, O], context [G, C]."""
+
+    grad: Tensor
+    winner: Tensor
+    context: Tensor
+
+    def to_dense(self, like: Tensor) -> Tensor:
+        out = torch.empty_like(like, memory_format=torch.contiguous_format)
+        module = backend.choose(like.device)
+        module.segment_gate_backward(
+            (None, out, None), self.grad, self.context, like.detach(), self.grad, self.winner, "none"
+        )
+        return out
+
+    def joined(self, other: SegmentFactor) -> SegmentFactor | None:
+        """Both as one: the contexts of one backward pass after those of the other, or one context's gradients added."""
+        same = len(self.grad) == len(other.grad) == 1 and torch.equal(self.context, other.context)
+        if same and torch.equal(self.winner, other.winner):
+            return SegmentFactor(self.grad + other.grad, self.winner, self.context)
+        pairs = ((self.grad, other.grad), (self.winner, other.winner), (self.context, other.context))
+        return SegmentFactor(*(torch.cat(pair) for pair in pairs))
+
+
+class FactoredGrad(torch.Tensor):
+    """A gradient of a parameter as a list of factors, and a dense part once one was added.
+
+    It takes another backward pass (factored or dense), zero_grad and `to_dense()`. Everything else that reads a
+    gradient raises: it would have to write out what the factors stand for.
+    """
+
+    @staticmethod
+    def __new__(cls, like: Tensor, factors=()):
+        return torch.Tensor._make_wrapper_subclass(
+            cls, like.shape, strides=like.stride(), dtype=like.dtype, device=like.device
+        )
+
+    def __init__(self, like: Tensor, factors=()):
+        self.like, self.factors, self.dense = like.detach(), list(factors), None
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    def __repr__(self):
+        dense = " and a dense part" if self.dense is not None else ""
+        return f"FactoredGrad(shape={tuple(self.shape)}, {len(self.factors)} factors{dense})"
+
+    def to_dense(self) -> Tensor:
+        """The gradient as an ordinary tensor, laid out as the parameter."""
+        out = torch.zeros_like(self.like)
+        for factor in self.factors:
+            out += factor.to_dense(self.like)
+        return out if self.dense is None else out + self.dense
+
+    def one_factor(self):
+        """The single factor that stands for all of them, or None where there is a dense part or they do not join."""
+        if self.dense is not None or not self.factors:
+            return None
+        first, *rest = self.factors
+        for factor in rest:
+            first = first.joined(factor) if type(first) is type(factor) else None
+            if first is None:
+                return None
+        return first
+
+    def copy(self) -> FactoredGrad:
+        out = FactoredGrad(self.like, self.factors)
+        out.dense = self.dense
+        return out
+
+    def add_to(self, other: Tensor) -> FactoredGrad:
+        """Adds a gradient, factored or dense, to this one."""
+        if isinstance(other, FactoredGrad):
+            self.factors = self.factors + other.factors
+            other = other.dense
+        if other is not None:
+            self.dense = other.detach().clone() if self.dense is None else self.dense + other
+        return self
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        handler = _HANDLERS.get(function)
+        if handler is None or kwargs:
+            raise RuntimeError(_REFUSAL.format(function))
+        return handler(*args)
+
+    def __deepcopy__(self, memo):
+        raise RuntimeError(_REFUSAL.format("copy.deepcopy"))
+
+    def __reduce_ex__(self, protocol):
+        raise RuntimeError(_REFUSAL.format("pickle"))
+
+
+_REFUSAL = (
+    "{} needs a dense gradient, and this parameter's is kept as factors for dendrite_kernels.optim.Adam. "
+    "Call zero_grad() first, or read grad.to_dense(); for another optimizer, gradient clipping or GradScaler, drop "
+    "that Adam (or do not give it this module): the gradients are then ordinary tensors"
+)
+
+
+def _add(a, b, alpha=1):
+    if alpha != 1:
+        raise RuntimeError(_REFUSAL.format("add with alpha"))
+    if isinstance(a, FactoredGrad):
+        return a.copy().add_to(b)
+    return a + b.to_dense()
+
+
+def _add_in_place(a, b, alpha=1):
+    if alpha != 1:
+        raise RuntimeError(_REFUSAL.format("add_ with alpha"))
+    return a.add_to(b) if isinstance(a, FactoredGrad) else a.add_(b.to_dense())
+
+
+def _zero(grad):
+    grad.factors, grad.dense = [], None
+    return grad
+
+
+_aten = torch.ops.aten
+_HANDLERS = {
+    _aten.detach.default: FactoredGrad.copy,
+    _aten.alias.default: FactoredGrad.copy,
+    _aten.clone.default: FactoredGrad.copy,
+    _aten.detach_.default: lambda grad: grad,
+    _aten.zero_.default: _zero,
+    _aten.add.Tensor: _add,
+    _aten.add_.Tensor: _add_in_place,
+}

@@ -1,0 +1,261 @@
+"""Adam that consumes factored gradients: the numbers of torch.optim.Adam, for the work that the winners need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adam import adam as torch_adam
+
+from .. import backend, factored
+from ..backends import cpu
+from ..factored import FactoredGrad, OuterFactor, SegmentFactor
+from ..nn import DendriteSegments, SparseLinear
+from ..ops import rezero_
+from ..sparsity import MaskedParameter
+from .segment_moments import SegmentMoments
+
+_DENSE_KEYS = ("step", "exp_avg", "exp_avg_sq")
+
+
+class Adam(torch.optim.Optimizer):
+    """torch.optim.Adam for models with dendritic layers; give it modules, not parameters.
+
+    Args:
+        modules: a module, or several. All their parameters are stepped.
+        lr, betas, eps: as torch.optim.Adam. weight_decay and amsgrad are not offered (both move every weight at every
+            step): use torch.optim.Adam, which takes dense gradients.
+
+    While this optimizer lives, backward leaves the weights and segments of the modules a FactoredGrad, which `step`
+    consumes: rows that have never had gradient are skipped (Adam would not change a bit of them), masked weights stay
+    zero without `rezero_weights`, and no gradient is ever written out. Other parameters are stepped by torch's fused
+    Adam. The newest optimizer of a module owns it: an older one raises at its next step.
+
+    Equivalent to: torch.optim.Adam(model.parameters(), lr, betas, eps), with rezero_weights(model) after each step
+
+    Source: Kingma & Ba 2015, algorithm 1.
+    """
+
+    def __init__(
+        self,
+        modules: nn.Module | Iterable[nn.Module],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        amsgrad: bool = False,
+    ):
+        modules = [modules] if isinstance(modules, nn.Module) else list(modules)
+        if not modules or not all(isinstance(m, nn.Module) for m in modules):
+            raise TypeError("modules: expected a module or several, e.g. Adam(model), not parameters")
+        if weight_decay or amsgrad:
+            raise ValueError(
+                "weight_decay, amsgrad: expected 0 and False: both move weights that have no gradient; "
+                "use torch.optim.Adam, which gets dense gradients"
+            )
+        if lr < 0 or eps < 0 or not all(0 <= b < 1 for b in betas):
+            raise ValueError(
+                f"lr, eps, betas: expected lr >= 0, eps >= 0 and betas in [0, 1), got {lr}, {eps}, {betas}"
+            )
+        parameters = list(dict.fromkeys(p for m in modules for p in m.parameters()))
+        super().__init__(parameters, {"lr": lr, "betas": betas, "eps": eps})
+        self._masks: dict[Tensor, MaskedParameter] = {}
+        self._owned = self._find_owned(modules)
+        factored.claim(self._owned, self)
+
+    def _find_owned(self, modules) -> list[Tensor]:
+        """The parameters whose gradients come as factors: weights and segments that the native kernels can step."""
+        owned = []
+        for module in (m for top in modules for m in top.modules()):
+            if isinstance(module, MaskedParameter):
+                self._masks[getattr(module, module.masked_name)] = module
+            if isinstance(module, (SparseLinear, DendriteSegments)):
+                weight = getattr(module, module.masked_name)
+                native = backend.choose(weight.device) is cpu and weight.dtype in (torch.float32, torch.float64)
+                if native and weight.requires_grad:
+                    owned.append(weight)
+        return owned
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """One step on every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._check_ownership()
+        for group in self.param_groups:
+            dense = []
+            for p in group["params"]:
+                if p.grad is not None and not (isinstance(p.grad, FactoredGrad) and self._step_factored(p, group)):
+                    dense.append(p)
+            self._step_dense(dense, group)
+        return loss
+
+    def _check_ownership(self) -> None:
+        for p in self._owned:
+            if factored.owner(p) is not self:
+                raise RuntimeError(
+                    "a newer dendrite_kernels.optim.Adam owns these modules: step that one, or make a new one"
+                )
+
+    # ---- one parameter ----------------------------------------------------------------------------------------------
+
+    def _step_factored(self, p: Tensor, group: dict) -> bool:
+        """Steps from factors; False where only a dense step is right."""
+        factor = p.grad.one_factor()
+        if isinstance(factor, SegmentFactor):
+            stepped = self._step_segments(p, factor, group)
+        elif isinstance(factor, OuterFactor):
+            stepped = self._step_outer(p, factor, group)
+        else:
+            stepped = False
+        if stepped:
+            torch.autograd.graph.increment_version(p)
+        return stepped
+
+    def _step_outer(self, p: Tensor, factor: OuterFactor, group: dict) -> bool:
+        by_row = p.T if factor.by_input else p
+        if not by_row.is_contiguous():
+            return False
+        state = self.state[p]
+        if not state:
+            self._start(p, state)
+        if state.get("by_input", factor.by_input) != factor.by_input:
+            return False
+        if "touched" not in state:
+            state["by_input"] = factor.by_input
+            state["touched"] = self._rows_with_moments(state, factor.by_input)
+        state["step"] += 1
+        moments = [state[key].T if factor.by_input else state[key] for key in ("exp_avg", "exp_avg_sq")]
+        keep = self._mask(p)
+        keep = None if keep is None else (keep.T if factor.by_input else keep).contiguous()
+        rule = self._rule(group, state["step"])
+        cpu.adam_outer(by_row.detach(), moments, keep, state["touched"], factor.sparse, factor.other, rule)
+        return True
+
+    def _step_segments(self, p: Tensor, factor: SegmentFactor, group: dict) -> bool:
+        state = self.state[p]
+        if "exp_avg" in state or not p.is_contiguous():
+            return False  # it has had dense gradients
+        if not state:
+            state["step"] = torch.tensor(0.0)
+            state["moments"] = SegmentMoments(p)
+        state["step"] += 1
+        state["moments"].step(p.detach(), factor, self._mask(p), self._rule(group, state["step"]))
+        return True
+
+    def _step_dense(self, parameters: list[Tensor], group: dict) -> None:
+        """torch's own Adam, on whatever has a dense gradient or must have one."""
+        if not parameters:
+            return
+        gradients = []
+        for p in parameters:
+            state = self.state[p]
+            if not state:
+                self._start(p, state)
+            elif "moments" in state:
+                state["exp_avg"], state["exp_avg_sq"] = state.pop("moments").to_dense(p, self._mask(p))
+            if "touched" in state:
+                state["touched"].fill_(1)
+            gradients.append(p.grad.to_dense() if isinstance(p.grad, FactoredGrad) else p.grad)
+        states = [self.state[p] for p in parameters]
+        beta1, beta2 = group["betas"]
+        torch_adam(
+            parameters,
+            gradients,
+            [s["exp_avg"] for s in states],
+            [s["exp_avg_sq"] for s in states],
+            [],
+            [s["step"] for s in states],
+            fused=all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters),
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=0.0,
+            eps=group["eps"],
+            maximize=False,
+        )
+        for p in parameters:
+            keep = self._mask(p)
+            if keep is not None:
+                # moments too: a masked weight has none, however dense its gradient was
+                for t in (p, self.state[p]["exp_avg"], self.state[p]["exp_avg_sq"]):
+                    rezero_(t, keep)
+
+    def _start(self, p: Tensor, state: dict) -> None:
+        state["step"] = torch.tensor(0.0)
+        state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
+
+    def _mask(self, p: Tensor) -> Tensor | None:
+        module = self._masks.get(p)
+        return None if module is None else module.weight_mask
+
+    @staticmethod
+    def _rule(group: dict, step: Tensor) -> tuple[float, ...]:
+        """beta1, beta2, their complements' powers, lr and eps, as the kernels take them."""
+        (beta1, beta2), t = group["betas"], float(step)
+        return beta1, beta2, 1 - beta1**t, 1 - beta2**t, float(group["lr"]), group["eps"]
+
+    @staticmethod
+    def _rows_with_moments(state: dict, by_input: bool) -> Tensor:
+        dim = 0 if by_input else 1
+        return (state["exp_avg"].ne(0) | state["exp_avg_sq"].ne(0)).any(dim).to(torch.uint8)
+
+    # ---- checkpoints ------------------------------------------------------------------------------------------------
+
+    def torch_state_dict(self) -> dict:
+        """The state as torch.optim.Adam's state_dict, moments written out: load it there, or here."""
+        out = super().state_dict()
+        ids = {id(p): i for i, p in enumerate(p for g in self.param_groups for p in g["params"])}
+        for p, state in self.state.items():
+            if "moments" in state:
+                exp_avg, exp_avg_sq = state["moments"].to_dense(p, self._mask(p))
+                out["state"][ids[id(p)]] = {"step": state["step"].clone(), "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+            else:
+                out["state"][ids[id(p)]] = {key: state[key].clone() for key in _DENSE_KEYS}
+        return out
+
+    def state_dict(self) -> dict:
+        """The state in the form of torch.optim.Adam's, with the moments of touched segments alone where they suffice.
+
+        load_state_dict takes it back to the same bits; torch_state_dict() writes it out for torch.optim.Adam.
+        """
+        out = super().state_dict()
+        for state in out["state"].values():
+            if "moments" in state:
+                state["moments"] = state["moments"].state_dict()
+        return out
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Takes this class's state_dict or torch.optim.Adam's (without amsgrad)."""
+        parameters = [p for g in self.param_groups for p in g["params"]]
+        saved_groups = state_dict["param_groups"]
+        if [len(g["params"]) for g in saved_groups] != [len(g["params"]) for g in self.param_groups]:
+            raise ValueError("state_dict: expected as many parameters in each group as this optimizer has")
+        for group, saved in zip(self.param_groups, saved_groups, strict=True):
+            if saved.get("weight_decay") or saved.get("amsgrad"):
+                raise ValueError("state_dict: expected one without weight_decay and amsgrad")
+            group.update({key: saved[key] for key in ("lr", "betas", "eps")})
+        numbers = [number for g in saved_groups for number in g["params"]]
+        self.state.clear()
+        for number, p in zip(numbers, parameters, strict=True):
+            saved = state_dict["state"].get(number)
+            if saved:
+                self.state[p] = self._loaded(p, saved)
+
+    def _loaded(self, p: Tensor, saved: dict) -> dict:
+        state = {"step": torch.as_tensor(float(saved["step"]))}
+        if "moments" in saved:
+            state["moments"] = SegmentMoments.from_state_dict(p, saved["moments"])
+            return state
+        if saved["exp_avg"].shape != p.shape:
+            raise ValueError(f"state_dict: expected moments {tuple(p.shape)}, got {tuple(saved['exp_avg'].shape)}")
+        moments = [torch.empty_like(p).copy_(saved[key]) for key in ("exp_avg", "exp_avg_sq")]
+        if p.dim() == 3 and any(p is q for q in self._owned):
+            state["moments"] = SegmentMoments.from_dense(p, *moments)
+            return state
+        state["exp_avg"], state["exp_avg_sq"] = moments
+        return state
