@@ -11,7 +11,7 @@ import sys
 import torch
 
 from . import __version__
-from .backend import explain
+from .backend import BackendUnavailable, explain
 from .backends import cpu
 
 
@@ -71,7 +71,11 @@ def main(arguments: list[str] | None = None) -> int:
     devices = [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]
     for device in devices:
         print(f"backends for {device.type} tensors")
-        for name, state in explain(device):
+        try:
+            rows = explain(device)
+        except (ValueError, BackendUnavailable) as error:
+            rows = [("none", str(error))]
+        for name, state in rows:
             print(f"  {name:16} {state}")
     if len(devices) == 1:
         print("backends for cuda tensors\n  none of ours yet: the reference would run")

@@ -10,8 +10,6 @@ boosting). Short names: B batch, I inputs, O units, S segments a unit, C context
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
 
@@ -21,15 +19,27 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-@contextmanager
-def full_precision_matmul():
-    """Matrix products in true float32: TF32 or bf16 shortcuts would flip winners."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+def exact_einsum(equation: str, *tensors: Tensor) -> Tensor:
+    """einsum whatever torch's precision switches say: TF32 or bf16 shortcuts would flip winners."""
+    dtype = tensors[0].dtype
+    if dtype == torch.float32 and not _full_precision():
+        return torch.einsum(equation, *(t.double() for t in tensors)).to(dtype)
+    return torch.einsum(equation, *tensors)
+
+
+def _full_precision() -> bool:
     try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # set per backend, by torch's newer switches
+        return False
+
+
+def check_range(index: Tensor | None, size: int, name: str) -> None:
+    """Raises IndexError for an entry outside [0, size), where a look does not stall a device."""
+    if index is not None and index.device.type == "cpu" and index.numel():
+        low, high = (int(v) for v in index.aminmax())
+        if low < 0 or high >= size:
+            raise IndexError(f"{name}: expected values in [0, {size}), got {low if low < 0 else high}")
 
 
 # ---- segments -------------------------------------------------------------------------------------------------------
@@ -38,8 +48,7 @@ def full_precision_matmul():
 def segment_activations(context: Tensor, segments: Tensor, bias: Tensor | None = None) -> Tensor:
     """a[g, o, s] = u[o, s] . c[g] (+ bias[o, s]), in the compute dtype; [G, O, S]."""
     wide = compute_dtype(segments.dtype)
-    with full_precision_matmul():
-        activations = torch.einsum("gc,osc->gos", context.to(wide), segments.to(wide))
+    activations = exact_einsum("gc,osc->gos", context.to(wide), segments.to(wide))
     return activations if bias is None else activations + bias.to(wide)
 
 
@@ -72,8 +81,7 @@ def segment_gate_backward(grad_gate, context, segments, gate, winner, activation
         one_hot = torch.zeros(*grad.shape, segments.shape[1], dtype=wide, device=grad.device)
         one_hot.scatter_(2, index.unsqueeze(2), grad.unsqueeze(2))  # [G, O, S]
     if needs[1]:
-        with full_precision_matmul():
-            grad_segments = torch.einsum("gos,gc->osc", one_hot, context.to(wide)).to(segments.dtype)
+        grad_segments = exact_einsum("gos,gc->osc", one_hot, context.to(wide)).to(segments.dtype)
     if needs[2]:
         grad_bias = one_hot.sum(0).to(segments.dtype)
     return grad_context, grad_segments, grad_bias

@@ -88,6 +88,12 @@ def test_the_report_runs_as_a_module():
     assert "dendrite_kernels " + dk.__version__ in run.stdout
 
 
+def test_the_report_survives_a_wrong_setting(monkeypatch, capsys):
+    monkeypatch.setenv("DENDRITE_BACKEND", "fast")
+    report.main([])
+    assert "DENDRITE_BACKEND: expected one of" in capsys.readouterr().out
+
+
 def test_isa_names():
     if cpu._cpu is None:
         pytest.skip("the native module is not built here: no C++ compiler")

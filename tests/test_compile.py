@@ -32,6 +32,16 @@ def test_whole_step_of_the_mlp(backend):
         assert_close(mine, theirs, terms=64)
 
 
+def test_training_mode_compiles_once():
+    model = DendriticMLP(20, (40, 30), 5, 4, 12)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    x, context = torch.randn(16, 20), torch.randn(1, 12)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for _ in range(12):
+            compiled(x, context).square().mean().backward()
+    assert int(model.layers[0].kwinners.learning_iterations) == 12 * 16
+
+
 def test_every_op_in_one_graph():
     def graph(y, gate, context, segments, weight):
         made, winner = dk.segment_gate(context, segments)

@@ -194,8 +194,6 @@ def test_second_derivative_raises(implementation):
 
 
 def test_context_index_out_of_range(implementation):
-    if implementation == "reference":
-        pytest.skip("torch's own indexing raises there, in its own words")
     for bad in (-1, 2):
         with pytest.raises(IndexError, match=rf"context_index: expected values in \[0, 2\), got {bad}"):
             dk.gated_kwinners(torch.zeros(3, 4), torch.zeros(2, 4), None, torch.tensor([0, bad, 1]), 1)
@@ -235,6 +233,17 @@ GOOD = {
 def test_bad_arguments_are_named(function, change, error, words):
     with pytest.raises(error, match=words):
         function(**{**GOOD, **change})
+
+
+def test_an_expanded_gate_must_fit_the_batch():
+    with pytest.raises(ValueError, match="as there are 7 contexts for 3 rows"):
+        dk.gated_kwinners(torch.zeros(3, 4), torch.zeros(4).expand(7, 4), None, None, 2)
+
+
+def test_forward_mode_raises_rather_than_passing_zero():
+    y = torch.randn(2, 6)
+    with pytest.raises(RuntimeError, match="forward-mode derivatives are not implemented"):
+        torch.func.jvp(lambda y: dk.kwinners(y, 2), (y,), (torch.ones(2, 6),))
 
 
 def test_unknown_ties():

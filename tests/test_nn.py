@@ -1,6 +1,7 @@
 """The modules, against a network written plainly from the papers' equations."""
 
 import math
+import pickle
 
 import pytest
 import torch
@@ -214,7 +215,8 @@ def test_duty_cycles_follow_the_public_rule(sparse):
     assert int(layer.learning_iterations) == seen
     layer.eval()
     before = layer.duty_cycle.clone()
-    assert_same_bits(layer(x).to_dense() if sparse else layer(x), dk.kwinners(x, 6))
+    want = dk.kwinners(x, 6, boost=torch.exp(-1.5 * duty))  # the public rule boosts at inference too
+    assert_same_bits(layer(x).to_dense() if sparse else layer(x), want)
     assert (layer.duty_cycle == before).all()
 
 
@@ -231,6 +233,43 @@ def test_duty_cycles_resume_from_a_checkpoint():
     x = torch.randn(16, 30)
     assert_same_bits(first(x), second(x))
     torch.testing.assert_close(first.duty_cycle, second.duty_cycle, rtol=0, atol=0)
+
+
+def test_boosting_in_bfloat16():
+    layer = dnn.KWinners(30, 0.2, boost_strength=1.5).bfloat16()
+    z = layer(torch.randn(4, 30).bfloat16())
+    assert z.dtype == torch.bfloat16 and ((z != 0).sum(1) == 6).all()
+
+
+def test_models_are_pickled():
+    model = dnn.DendriticMLP(**SIZES, boost_strength=1.0)
+    twin = pickle.loads(pickle.dumps(model))
+    x, context = torch.randn(4, 20), torch.randn(1, 12)
+    assert_same_bits(twin(x, context), model(x, context))
+
+
+def test_a_layer_without_winners_passes_nothing_on():
+    model = dnn.DendriticMLP(20, (40, 8), 5, 3, 6, percent_on=0.05)  # k = 2 and 0
+    assert [layer.kwinners.k for layer in model.layers] == [2, 0]
+    logits = model(torch.randn(64, 20), torch.randn(1, 6))
+    assert_same_bits(logits, model.output.bias.expand(64, -1))
+    logits.square().sum().backward()
+    for layer in model.layers:
+        assert (layer.weight.grad == 0).all() and (layer.segments.weights.grad == 0).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"ties": "keep"}, {"percent_on": None}])
+def test_autocast_leaves_our_layers_in_their_own_dtype(options):
+    model = dnn.DendriticMLP(**SIZES, **options).eval()
+    x, context = torch.randn(9, 20), torch.randn(1, 12)
+    want = model(x, context)
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = model.layers[0](x, context)
+        got = model(x, context)
+    dense = hidden.to_dense() if isinstance(hidden, dk.KSparse) else hidden
+    plain = model.layers[0](x, context)
+    assert_same_bits(dense, plain.to_dense() if isinstance(plain, dk.KSparse) else plain)
+    assert_close(got.float(), want, terms=40, dtype=torch.bfloat16)
 
 
 def test_k_inference_factor_and_boost_factor():

@@ -89,6 +89,20 @@ def test_a_context_has_the_same_gate_in_any_batch(implementation):
     assert_close(together, alone, terms=50)
 
 
+@pytest.mark.parametrize("precision", ["highest", "medium"])
+def test_winners_do_not_follow_torchs_precision_switch(implementation, precision):
+    context, segments = torch.randn(8, 300), torch.randn(200, 6, 300)
+    want = ref.segment_gate(context.double(), segments.double())[1]
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            _, winner = dk.segment_gate(context, segments)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert (winner != want).sum() <= 1  # of 1,600: bf16 would flip some ten
+
+
 def test_strides(implementation):
     context = small_integers(30, 4).T
     segments = small_integers(3, 30, 8).permute(2, 0, 1)

@@ -59,6 +59,19 @@ def test_products_and_gradients(implementation, dtype, shape, layout):
         assert mine[1].stride() == weight.stride()  # or fused optimizers would pair the wrong entries
 
 
+@pytest.mark.parametrize("dtype, terms", [(torch.bfloat16, 300), (torch.float16, 2100)])
+def test_halves_accumulate_in_float32(implementation, dtype, terms):
+    # in bfloat16 a running sum of ones stops at 256, in float16 at 2048
+    x = KSparse(torch.ones(1, terms, dtype=dtype), torch.arange(terms, dtype=torch.int32)[None], terms)
+    weight = torch.ones(3, terms, dtype=dtype, requires_grad=True)
+    y = dk.sparse_linear(x, weight)
+    assert (y == torch.tensor(float(terms)).to(dtype)).all()
+    batch = KSparse(torch.ones(terms, 1, dtype=dtype), torch.zeros(terms, 1, dtype=torch.int32), 1)
+    weight = torch.ones(2, 1, dtype=dtype, requires_grad=True)
+    dk.sparse_linear(batch, weight).backward(torch.ones(terms, 2, dtype=dtype))
+    assert (weight.grad == torch.tensor(float(terms)).to(dtype)).all()
+
+
 def test_random_values_to_rounding(implementation):
     x = KSparse(torch.randn(50, 30), some_ksparse(50, 400, 30).indices, 400)
     weight = torch.randn(333, 400)
@@ -100,6 +113,7 @@ def test_empty(implementation, shape):
     y.sum().backward()
     assert weight.grad.shape == weight.shape and (k != 0 or (weight.grad == 0).all())
     assert (bias.grad == batch).all() and x.values.grad.shape == (batch, k)
+    assert units != 0 or (x.values.grad == 0).all()
 
 
 def test_nan_and_infinity_reach_only_their_rows(implementation):
@@ -147,6 +161,31 @@ def test_index_out_of_range(implementation, bad):
         x.to_dense()
 
 
+def test_indices_written_out_of_range_behind_our_back():
+    x = dk.gated_kwinners_sparse(torch.randn(4, 9, requires_grad=True), None, None, None, 3)
+    z = dk.linear_kwinners(x, torch.randn(6, 9), None, None, None, 2)
+    z.indices.data.fill_(2_000_000_000)
+    with pytest.raises(IndexError, match=r"indices: expected values in \[0, 6\), got 2000000000"):
+        z.values.sum().backward()
+
+
+@pytest.mark.parametrize("sparse_x", [False, True])
+def test_saved_tensors_may_come_back_with_other_strides(implementation, sparse_x):
+    def gradients():
+        torch.manual_seed(1)
+        y, weight = torch.randn(8, 20, requires_grad=True), torch.randn(30, 20, requires_grad=True)
+        x = dk.gated_kwinners_sparse(y, None, None, None, 5) if sparse_x else y
+        return torch.autograd.grad(
+            dk.linear_kwinners(x, weight, None, None, None, 4).values.square().sum(), (y, weight)
+        )
+
+    want = gradients()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.T.contiguous(), lambda t: t.T):
+        got = gradients()
+    for mine, theirs in zip(got, want, strict=True):
+        assert_close(mine, theirs, terms=20)
+
+
 X = some_ksparse(2, 7, 3)
 
 
@@ -169,6 +208,8 @@ X = some_ksparse(2, 7, 3)
             r"x: expected shape \[B, I\] = \[any, 7\], got \[2, 6\]",
         ),
         ("x", torch.zeros(4, 7), None, TypeError, "x: expected a tensor"),
+        (X, torch.zeros(4, 7).to_sparse(), None, TypeError, "weight: expected a strided tensor, got layout"),
+        (X._replace(size=2**31), torch.zeros(4, 7), None, ValueError, "x: expected fewer than 2\\^31 entries"),
     ],
 )
 def test_bad_arguments_are_named(x, weight, bias, error, words):

@@ -57,7 +57,7 @@ template <class T> static void define(py::module_& m, const std::string& suffix)
   def("winners_backward", [](Address grad_values, Address values, Address pre, Address indices, Address gate,
                              Address index, int64_t G, bool add, int64_t B, int64_t O, int64_t k, bool relu,
                              Address grad_y, Address grad_gate, Address grad_bias, int threads) {
-    kernels<T>().winners_backward({at<T>(grad_values), at<T>(values), at<T>(pre), at<int32_t>(indices),
+    return kernels<T>().winners_backward({at<T>(grad_values), at<T>(values), at<T>(pre), at<int32_t>(indices),
                                    row_gate<T>(0, gate, 0, index, G, add), B, O, k, relu, at<T>(grad_y),
                                    at<T>(grad_gate), at<T>(grad_bias), threads});
   });
@@ -108,11 +108,15 @@ template <class T> static void define(py::module_& m, const std::string& suffix)
   });
 }
 
-// The columns that occur, ascending, and every index replaced by its column's place among them; returns their number.
+// The columns that occur, ascending, and every index replaced by its column's place among them; returns their number,
+// or -1 - q where indices[q] is out of range.
 static int64_t number_columns(Address indices, int64_t n, int64_t size, Address used, Address renumbered) {
   const int32_t* index = at<int32_t>(indices);
   std::vector<int32_t> place(size, 0);
-  for (int64_t q = 0; q < n; q++) place[index[q]] = 1;
+  for (int64_t q = 0; q < n; q++) {
+    if ((uint32_t)index[q] >= (uint64_t)size) return -1 - q;
+    place[index[q]] = 1;
+  }
   int32_t count = 0;
   for (int64_t c = 0; c < size; c++)
     if (place[c]) {

@@ -146,7 +146,7 @@ template <class T> struct Kernels {
   void (*segment_gate_backward)(const SegmentGateBackward<T>&);
   void (*kwinners)(const KWinners<T>&);
   void (*kwinners_backward)(const KWinnersBackward<T>&);
-  void (*winners_backward)(const WinnersBackward<T>&);
+  int64_t (*winners_backward)(const WinnersBackward<T>&);
   int64_t (*ksparse_matmul)(const KSparseMatmul<T>&);
   int64_t (*ksparse_outer)(const KSparseOuter<T>&);
   int64_t (*densify)(const Densify<T>&);

@@ -1,12 +1,5 @@
 // Matrix products with k-sparse rows: two primitives serve the layer's forward pass and every gradient.
 
-// Flat position of the first index outside [0, size), or -1.
-DK_INLINE int64_t first_bad_index(const int32_t* indices, int64_t n, int64_t size) {
-  for (int64_t q = 0; q < n; q++)
-    if ((uint32_t)indices[q] >= (uint64_t)size) return q;
-  return -1;
-}
-
 // The entries (b, j) sorted by the unit that they name: those of unit u are at entry[start[u]] .. entry[start[u + 1]].
 struct UnitLists {
   Buffer<int32_t> start, entry;

@@ -175,7 +175,9 @@ template <class T> void kwinners_backward(const KWinnersBackward<T>& p) {
     }
 }
 
-template <class T> void winners_backward(const WinnersBackward<T>& p) {
+template <class T> int64_t winners_backward(const WinnersBackward<T>& p) {
+  const int64_t bad = first_bad_index(p.indices, p.B * p.k, p.O);
+  if (bad >= 0) return bad;
   const int64_t O = p.O, k = p.k, tile = (O + p.threads - 1) / p.threads;
   if (p.grad_gate) std::memset(p.grad_gate, 0, p.how.G * O * sizeof(T));
   if (p.grad_bias) std::memset(p.grad_bias, 0, O * sizeof(T));
@@ -187,7 +189,7 @@ template <class T> void winners_backward(const WinnersBackward<T>& p) {
       p.grad_y[q] = gate ? grad * gate[p.indices[q]] : grad;
     }
   }
-  if (!p.grad_gate && !p.grad_bias) return;
+  if (!p.grad_gate && !p.grad_bias) return -1;
 #pragma omp parallel for num_threads(p.threads) schedule(static)
   for (int t = 0; t < p.threads; t++)
     for (int64_t b = 0; b < p.B; b++) {
@@ -199,4 +201,5 @@ template <class T> void winners_backward(const WinnersBackward<T>& p) {
         if (grad_gate) grad_gate[o] += p.how.add ? p.grad_values[q] : p.grad_values[q] * p.pre[q];
       }
     }
+  return -1;
 }

@@ -31,6 +31,13 @@ template <class T> DK_INLINE T sum(vec<T> v) {  // by halves: one order on every
 DK_INLINE int64_t lower(int64_t a, int64_t b) { return a < b ? a : b; }
 DK_INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
+// Flat position of the first index outside [0, size), or -1.
+DK_INLINE int64_t first_bad_index(const int32_t* indices, int64_t n, int64_t size) {
+  for (int64_t q = 0; q < n; q++)
+    if ((uint32_t)indices[q] >= (uint64_t)size) return q;
+  return -1;
+}
+
 DK_INLINE int thread_number() {
 #ifdef _OPENMP
   return omp_get_thread_num();

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from ..reference import combine_gate, compute_dtype
+from ..reference import check_range, combine_gate, compute_dtype
 
 try:
     from .. import _cpu
@@ -47,9 +47,10 @@ POOLED_BYTES = 1 << 20
 
 def gradient_like(t: torch.Tensor) -> torch.Tensor:
     """Uninitialised memory like t's (shape, dtype, strides where dense), from the pool if it is large."""
-    bytes_ = t.numel() * t.element_size()
-    if _cpu is None or bytes_ < POOLED_BYTES or type(t) not in (torch.Tensor, torch.nn.Parameter) or t.is_meta:
+    plain = type(t) in (torch.Tensor, torch.nn.Parameter) and not t.is_meta  # no fake of torch.compile's
+    if _cpu is None or not plain or t.numel() * t.element_size() < POOLED_BYTES:
         return torch.empty_like(t)
+    bytes_ = t.numel() * t.element_size()
     flat = torch.frombuffer(_cpu.Block(bytes_), dtype=t.dtype)
     # empty_like's strides, worked out on a tensor without memory
     strides = torch.empty_like(t, device="meta").stride()
@@ -71,10 +72,7 @@ def _index(t: torch.Tensor | None, size: int, name: str) -> torch.Tensor | None:
     """An int32 contiguous index whose entries are known to lie in [0, size)."""
     if t is None:
         return None
-    if t.numel():
-        low, high = (int(v) for v in t.aminmax())
-        if low < 0 or high >= size:
-            raise IndexError(f"{name}: expected values in [0, {size}), got {low if low < 0 else high}")
+    check_range(t, size, name)
     return t.to(torch.int32).contiguous()
 
 
@@ -187,15 +185,17 @@ def gated_kwinners_backward(out, grad_z, kept, y, gate, bias, context_index, com
 def _winners_backward(grads, grad_values, values, indices, pre, gate, context_index, units, combine, relu):
     """grads: grad of y at the winners [B, k], of gate and of bias, all wide and contiguous."""
     index = _index(context_index, _group_count(gate), "context_index")
-    _call(
-        "winners_backward", pre.dtype, _wide(grad_values), _wide(values), pre, indices, _wide(gate), index,
+    bad = _call(
+        "winners_backward", pre.dtype, _wide(grad_values), _wide(values), pre.contiguous(), indices, _wide(gate), index,
         _group_count(gate), combine == "add", len(values), units, values.shape[1], relu, *grads,
     )  # fmt: skip
+    _indices_error(bad, indices, units)
 
 
 def gated_kwinners_sparse_backward(out, grad_values, values, indices, pre, gate, context_index, units, combine, relu):
+    indices = indices.contiguous()
     with _Outputs(out, pre.dtype) as (grad_y, grad_gate, grad_bias):
-        grad_winners = torch.empty_like(pre)
+        grad_winners = torch.empty(pre.shape, dtype=pre.dtype)
         _winners_backward(
             (grad_winners, grad_gate, grad_bias),
             grad_values, values, indices, pre, gate, context_index, units, combine, relu,
@@ -271,7 +271,7 @@ def linear_kwinners(out, x, x_indices, weight, bias, gate, context_index, k, com
 def linear_kwinners_backward(
     out, grad_values, values, indices, pre, x, x_indices, weight, gate, context_index, combine, relu
 ):
-    wide, units = pre.dtype, len(weight)
+    wide, units, indices = pre.dtype, len(weight), indices.contiguous()
     grad_x, grad_weight, grad_bias, grad_gate, grad_winners = out
     with (
         _Outputs([grad_x, grad_bias, grad_gate, grad_winners], wide) as (gx, gb, gg, grad_y),
@@ -307,6 +307,8 @@ def _compact(values, indices, size):
     """The columns in use, ascending, and the k-sparse rows written densely over just those."""
     used, renumbered = torch.empty(size, dtype=torch.int32), torch.empty_like(indices)
     count = _cpu.number_columns(indices.data_ptr(), indices.numel(), size, used.data_ptr(), renumbered.data_ptr())
+    if count < 0:
+        _indices_error(-1 - count, indices, size)
     compact = torch.empty(len(values), count, dtype=values.dtype)
     _densify(values, renumbered, compact, gather=False)
     return used, compact
@@ -377,4 +379,6 @@ def rezero_(weight, keep):
 
 
 def _is_dense(t):
-    return t.is_contiguous() or t.T.is_contiguous()
+    """Whether t fills its memory without gaps or overlaps, in whatever order of dims."""
+    order = sorted(range(t.dim()), key=t.stride, reverse=True)
+    return t.permute(order).is_contiguous()

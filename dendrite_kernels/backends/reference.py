@@ -17,6 +17,10 @@ def _fill(outputs, results) -> None:
             out.copy_(result)
 
 
+def _check_contexts(context_index, gate):
+    ref.check_range(context_index, 0 if gate is None else len(gate), "context_index")
+
+
 def _needs(outputs) -> tuple[bool, ...]:
     return tuple(out is not None for out in outputs)
 
@@ -30,6 +34,7 @@ def segment_gate_backward(out, grad_gate, context, segments, gate, winner, activ
 
 
 def gated_kwinners(out, y, gate, bias, context_index, k, combine, boost, relu, ties):
+    _check_contexts(context_index, gate)
     _fill(out, ref.gated_kwinners(y, gate, bias, context_index, k, combine, boost, relu, ties))
 
 
@@ -38,6 +43,7 @@ def gated_kwinners_backward(out, grad_z, kept, y, gate, bias, context_index, com
 
 
 def gated_kwinners_sparse(out, y, gate, bias, context_index, k, combine, boost, relu):
+    _check_contexts(context_index, gate)
     _fill(out, ref.gated_kwinners_sparse(y, gate, bias, context_index, k, combine, boost, relu))
 
 
@@ -49,7 +55,7 @@ def gated_kwinners_sparse_backward(out, grad_values, values, indices, pre, gate,
 
 
 def sparse_linear(out, values, indices, weight, bias):
-    _check_range(indices, weight.shape[1])
+    ref.check_range(indices, weight.shape[1], "indices")
     out.copy_(ref.sparse_linear(values, indices, weight, bias))
 
 
@@ -58,8 +64,9 @@ def sparse_linear_backward(out, grad_y, values, indices, weight):
 
 
 def linear_kwinners(out, x, x_indices, weight, bias, gate, context_index, k, combine, boost, relu):
+    _check_contexts(context_index, gate)
     if x_indices is not None:
-        _check_range(x_indices, weight.shape[1])
+        ref.check_range(x_indices, weight.shape[1], "indices")
     _fill(out, ref.linear_kwinners(x, x_indices, weight, bias, gate, context_index, k, combine, boost, relu))
 
 
@@ -81,21 +88,14 @@ def outer(out, sparse, other):
 
 
 def ksparse_to_dense(out, values, indices):
-    _check_range(indices, out.shape[1])
+    ref.check_range(indices, out.shape[1], "indices")
     out.copy_(ref.ksparse_to_dense(values, indices, out.shape[1]))
 
 
 def ksparse_gather(out, dense, indices):
-    _check_range(indices, dense.shape[1])
+    ref.check_range(indices, dense.shape[1], "indices")
     out.copy_(dense.gather(1, indices.long()))
 
 
 def rezero_(weight, keep):
     weight.masked_fill_(~keep, 0)
-
-
-def _check_range(indices, size):
-    if indices.device.type == "cpu" and indices.numel():  # elsewhere a look would stall the device
-        low, high = (int(v) for v in indices.aminmax())
-        if low < 0 or high >= size:
-            raise IndexError(f"indices: expected values in [0, {size}), got {low if low < 0 else high}")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import KSparse, gated_kwinners_sparse, kwinners
+from ..reference import compute_dtype
 from ..sparsity import check_fraction
 
 
@@ -53,8 +54,6 @@ class KWinners(nn.Module):
         self.register_buffer("boost_strength", torch.tensor(float(boost_strength)))
         self.register_buffer("duty_cycle", torch.zeros(n))
         self.register_buffer("learning_iterations", torch.tensor(0))
-        self._samples_seen = 0
-        self.register_load_state_dict_post_hook(lambda module, _: module._read_buffers())
 
     @property
     def k(self) -> int:
@@ -63,10 +62,11 @@ class KWinners(nn.Module):
         return min(self.n, round(self.n * self.percent_on * factor))
 
     def boost(self) -> Tensor | None:
-        """What ranks are multiplied by [n], or None. Boosting is a training-time pressure: none at inference."""
-        if not (self.training and self._boosting):
+        """What ranks are multiplied by [n], in float32 (float64), or None without boosting; at inference too."""
+        if not self._boosting:
             return None
-        return torch.exp(-self.boost_strength * self.duty_cycle)
+        wide = compute_dtype(self.duty_cycle.dtype)
+        return torch.exp(-self.boost_strength.to(wide) * self.duty_cycle.to(wide))
 
     def forward(self, x: Tensor) -> Tensor | KSparse:
         if self.sparse:
@@ -82,24 +82,24 @@ class KWinners(nn.Module):
         if not self.training:
             return
         batch = out.shape[0]
-        self._samples_seen += batch
+        if batch == 0:
+            return
         self.learning_iterations += batch
-        period = max(batch, min(self.duty_cycle_period, self._samples_seen))
+        period = self.learning_iterations.clamp(max=self.duty_cycle_period).clamp(min=batch)
         if isinstance(out, KSparse):
             active = torch.zeros_like(self.duty_cycle)
             positive = (out.values > 0).to(active.dtype)
             active.index_add_(0, out.indices.reshape(-1), positive.reshape(-1))
         else:
             active = (out > 0).sum(0)
-        if period:
-            self.duty_cycle.mul_(period - batch).add_(active).div_(period)
+        self.duty_cycle.mul_(period - batch).add_(active).div_(period)
 
     def update_boost_strength(self) -> None:
         """Multiplies the boost strength by boost_strength_factor."""
         self.boost_strength *= self.boost_strength_factor
 
-    def _read_buffers(self) -> None:
-        self._samples_seen = int(self.learning_iterations)
+    def _load_from_state_dict(self, *args):
+        super()._load_from_state_dict(*args)
         self._boosting = bool(self.boost_strength > 0)
 
     def extra_repr(self) -> str:

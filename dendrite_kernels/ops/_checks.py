@@ -21,6 +21,8 @@ def tensor(name: str, t, shape: tuple[int | None, ...], letters: str) -> None:
     """A tensor of this shape; None leaves a size free. `letters` is the shape as the documentation writes it."""
     if not isinstance(t, Tensor):
         raise TypeError(f"{name}: expected a tensor {letters}, got {type(t).__name__}")
+    if t.layout is not torch.strided:
+        raise TypeError(f"{name}: expected a strided tensor, got layout {t.layout}; use .to_dense()")
     if t.dim() != len(shape) or any(
         want is not None and have != want for have, want in zip(t.shape, shape, strict=True)
     ):
@@ -89,8 +91,15 @@ def winners_arguments(y_name, y, units, gate, bias, index, k, combine, boost) ->
         tensor("boost", boost, (units,), "[O]")
         same("boost", boost, y_name, y, wide)
     context_index(index, y.shape[0], gate, y)
+    sizes(y_name, y.shape[0] * units, units)
     count("k", k)
     choice("combine", combine, ("mul", "add"))
+
+
+def sizes(name: str, *numbers: int) -> None:
+    """The native kernels number entries, units and columns in 32 bits."""
+    if any(number >= 2**31 for number in numbers):
+        raise ValueError(f"{name}: expected fewer than 2^31 entries, units and columns, got sizes {numbers}")
 
 
 def ksparse(name: str, values: Tensor, indices: Tensor, size: int) -> None:
@@ -101,8 +110,10 @@ def ksparse(name: str, values: Tensor, indices: Tensor, size: int) -> None:
         raise TypeError(f"{name}.indices: expected int32, got {indices.dtype}")
     on_device(f"{name}.indices", indices, f"{name}.values", values)
     count(f"{name}.size", size)
+    sizes(name, values.numel(), size)
 
 
-def shared_row(t: Tensor) -> Tensor:
-    """A row expanded over the batch with stride 0 is one context: that row."""
-    return t[:1] if t.shape[0] > 1 and t.stride(0) == 0 else t
+def shared_row(t: Tensor, batch: int | None = None) -> Tensor:
+    """A row expanded over the batch (of this size) with stride 0 is one context: that row."""
+    expanded = t.dim() > 1 and t.shape[0] > 1 and t.stride(0) == 0
+    return t[:1] if expanded and batch in (None, t.shape[0]) else t

@@ -8,6 +8,7 @@ which costs less a call than torch.library.custom_op. Backward ops raise when di
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from .. import backend
 from ..backends.cpu import gradient_like
 
 NAMESPACE = "dendrite_kernels"
+_nothing = nullcontext()
 _library = torch.library.Library(NAMESPACE, "DEF")
 
 
@@ -37,8 +39,10 @@ def define(
     op = getattr(getattr(torch.ops, NAMESPACE), name).default
 
     def kernel(*args):
-        outputs = allocate(*args)
-        launch(backend.choose(_device(args)), outputs, *args)
+        outputs, device = allocate(*args), _device(args)
+        # autocast would round products inside an op whose dtypes are part of its contract
+        with torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else _nothing:
+            launch(backend.choose(device), outputs, *args)
         return outputs
 
     _library.impl(name, kernel, "CompositeExplicitAutograd")
@@ -78,14 +82,15 @@ def _autograd_kernel(op, save, backward):
     def kernel(keyset, *args):
         if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
             return Derivative.apply(keyset, *args)
+        if torch.autograd.forward_ad._current_level >= 0:  # a tangent passed over would be a wrong zero
+            raise RuntimeError(f"{op}: forward-mode derivatives are not implemented; use reference.py")
         return below(keyset, args)
 
     return kernel
 
 
-def wanted(needs: list[bool], like: list[Tensor | None]) -> list[Tensor]:
-    """Uninitialised gradients of the tensors that need one; an empty tensor stands for each of the others."""
-    some = next(t for t in like if t is not None)
+def wanted(needs: list[bool], like: list[Tensor | None], some: Tensor) -> list[Tensor]:
+    """Uninitialised gradients of the tensors that need one; an empty tensor like `some` stands for each other one."""
     return [_empty_like(t) if need else some.new_empty(0) for need, t in zip(needs, like, strict=True)]
 
 

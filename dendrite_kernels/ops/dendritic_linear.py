@@ -58,8 +58,8 @@ def dendritic_linear(
 
     Source: Grewal et al. 2021, eq. 1 to 4.
     """
-    if context_index is None:
-        context = check.shared_row(context)
+    if context_index is None and isinstance(context, Tensor):
+        context = check.shared_row(context, x.shape[0])
     gate, _ = segment_gate(context, segments, segment_bias, select=select, activation=activation)
     options = {"combine": combine, "boost": boost, "relu": relu}
     return gated_linear(x, weight, bias, gate, context_index, k, **options, ties=ties, sparse=sparse)
@@ -72,7 +72,8 @@ def gated_linear(x, weight, bias, gate, context_index, k, *, combine, boost, rel
         return winners if sparse else winners.to_dense()
     if sparse:
         raise ValueError(f"sparse: expected False with k = {k} and ties = {ties!r}: a KSparse has exactly k a row")
-    y = sparse_linear(x, weight)
+    with torch.autocast(weight.device.type, enabled=False):  # as linear_kwinners: in the dtype of x and weight
+        y = sparse_linear(x, weight)
     k = weight.shape[0] if k is None else k
     return gated_kwinners(y, gate, bias, context_index, k, combine=combine, boost=boost, relu=relu, ties=ties)
 
@@ -96,8 +97,8 @@ def linear_kwinners(
     Equivalent to: gated_kwinners_sparse(sparse_linear(x, weight), gate, bias, context_index, k)
     """
     check_weight(x, weight, bias)
-    if gate is not None and gate.dim() == 2 and context_index is None:
-        gate = check.shared_row(gate)
+    if isinstance(gate, Tensor) and context_index is None:
+        gate = check.shared_row(gate, x.shape[0])
     values, indices = (x.values, x.indices) if isinstance(x, KSparse) else (x, None)
     check.winners_arguments("x", values, weight.shape[0], gate, bias, context_index, k, combine, boost)
     out, winners, _ = _linear_kwinners(
@@ -138,7 +139,7 @@ def _backward(ctx, grad_values, *_):
 def _allocate_backward(
     grad_values, values, indices, pre, x, x_indices, weight, gate, context_index, combine, relu, needs
 ):
-    grad_x, grad_weight, grad_gate = wanted([needs[0], needs[1], needs[3]], [x, weight, gate])
+    grad_x, grad_weight, grad_gate = wanted([needs[0], needs[1], needs[3]], [x, weight, gate], weight)
     grad_bias = weight.new_empty(weight.shape[0] if needs[2] else 0)
     return grad_x, grad_weight, grad_bias, grad_gate, torch.empty_like(values)
 

@@ -93,8 +93,8 @@ def _check(y, gate, bias, context_index, k, combine, boost):
     """Checks all, and returns the gate with a row shared by stride 0 taken once."""
     check.tensor("y", y, (None, None), "[B, O]")
     check.floating("y", y)
-    if gate is not None and gate.dim() == 2 and context_index is None:
-        gate = check.shared_row(gate)
+    if isinstance(gate, Tensor) and context_index is None:
+        gate = check.shared_row(gate, len(y))
     check.winners_arguments("y", y, y.shape[1], gate, bias, context_index, k, combine, boost)
     return gate
 
@@ -121,10 +121,8 @@ def _backward(ctx, grad_z, _grad_kept):
 
 
 def _allocate_backward(grad_z, kept, y, gate, bias, context_index, combine, needs):
-    grads = wanted(needs, [y, gate, bias])
-    if needs[0]:
-        grads[0] = y.new_empty(y.shape)
-    return tuple(grads)
+    grad_y = y.new_empty(y.shape if needs[0] else 0)
+    return grad_y, *wanted(needs[1:], [gate, bias], y)
 
 
 _gated_kwinners_backward = define(

@@ -16,6 +16,8 @@ def rezero_(weight: Tensor, keep: Tensor) -> Tensor:
 
     Equivalent to: weight.data.masked_fill_(~keep, 0)
     """
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight: expected a tensor, got {type(weight).__name__}")
     check.tensor("keep", keep, tuple(weight.shape), "weight's shape")
     if keep.dtype != torch.bool:
         raise TypeError(f"keep: expected bool, got {keep.dtype}")

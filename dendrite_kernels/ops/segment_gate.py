@@ -92,7 +92,7 @@ def _backward(ctx, grad_gate, _grad_winner):
 
 
 def _allocate_backward(grad_gate, context, segments, gate, winner, activation, needs):
-    grad_context, grad_segments = wanted(needs[:2], [context, segments])
+    grad_context, grad_segments = wanted(needs[:2], [context, segments], segments)
     grad_bias = segments.new_empty(segments.shape[:2] if needs[2] else 0)
     return grad_context, grad_segments, grad_bias
 

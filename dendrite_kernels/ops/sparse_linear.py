@@ -73,7 +73,7 @@ def _backward(ctx, grad_y):
 
 
 def _allocate_backward(grad_y, values, indices, weight, needs):
-    grad_values, grad_weight = wanted(needs[:2], [values, weight])
+    grad_values, grad_weight = wanted(needs[:2], [values, weight], weight)
     return grad_values, grad_weight, weight.new_empty(weight.shape[0] if needs[2] else 0)
 
 
