@@ -4,6 +4,8 @@
 #if DK_X86_TARGETS
 #pragma GCC target("avx2,fma,bmi,bmi2,lzcnt,popcnt")
 
+#define DK_VECTOR_BYTES 32
+
 namespace dk::avx2 {
 #include "cpu/kernels_body.h"
 }  // namespace dk::avx2

@@ -4,6 +4,7 @@
 #if DK_X86_TARGETS
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi,bmi2,lzcnt,popcnt")
 #define DK_AVX512 1
+#define DK_VECTOR_BYTES 64
 
 namespace dk::avx512 {
 #include "cpu/kernels_body.h"

@@ -1,15 +1,10 @@
-// 64-byte vectors in GCC's vector extension (narrower chips split them), scratch memory and the thread number.
+// The chip's own vectors in GCC's vector extension, scratch memory and the thread number.
+// DK_VECTOR_BYTES is set by the file of the instruction set: GCC splits wider vectors into single numbers.
 
-template <class T> struct Vec;
-template <> struct Vec<float> {
-  typedef float type __attribute__((vector_size(64)));
-  typedef float loose __attribute__((vector_size(64), aligned(4), may_alias));
-  static constexpr int lanes = 16;
-};
-template <> struct Vec<double> {
-  typedef double type __attribute__((vector_size(64)));
-  typedef double loose __attribute__((vector_size(64), aligned(8), may_alias));
-  static constexpr int lanes = 8;
+template <class T> struct Vec {
+  typedef T type __attribute__((vector_size(DK_VECTOR_BYTES)));
+  typedef T loose __attribute__((vector_size(DK_VECTOR_BYTES), aligned(alignof(T)), may_alias));
+  static constexpr int lanes = DK_VECTOR_BYTES / sizeof(T);
 };
 template <class T> using vec = typename Vec<T>::type;
 template <class T> static constexpr int lanes = Vec<T>::lanes;
@@ -23,11 +18,45 @@ template <class T> DK_INLINE vec<T> load_some(const T* p, int64_t n) {
   std::memcpy(&v, p, n * sizeof(T));
   return v;
 }
-template <class T> DK_INLINE T sum(vec<T> v) {  // by halves: one order on every chip
+template <class T> DK_INLINE T sum(vec<T> v) {  // by halves
   for (int width = lanes<T> / 2; width; width /= 2)
     for (int i = 0; i < width; i++) v[i] += v[i + width];
   return v[0];
 }
+// A matrix by its strides (in elements).
+template <class T> struct Matrix {
+  T* data;
+  int64_t columns, stride_row, stride_column;
+  T* at(int64_t row, int64_t column) const { return data + row * stride_row + column * stride_column; }
+};
+
+// to[i, j] = from[j, i] for a square of `lanes` a side; the strides are those of rows.
+template <class T> DK_INLINE void transpose_block(const T* from, int64_t from_stride, T* to, int64_t to_stride) {
+  for (int j = 0; j < lanes<T>; j++)
+    for (int i = 0; i < lanes<T>; i++) to[i * to_stride + j] = from[j * from_stride + i];
+}
+
+#ifdef DK_AVX512
+DK_INLINE void transpose_block(const float* from, int64_t from_stride, float* to, int64_t to_stride) {
+  __m512 r[16], t[16];
+  for (int i = 0; i < 16; i++) r[i] = _mm512_loadu_ps(from + i * from_stride);
+  for (int i = 0; i < 16; i += 2) t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]), t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+  for (int i = 0; i < 16; i += 4)  // r[i + q]: column 4 l + q of rows i .. i + 3, for the four 128-bit lanes l
+    for (int q = 0; q < 4; q++) {
+      const __m512d a = _mm512_castps_pd(t[i + q / 2]), b = _mm512_castps_pd(t[i + 2 + q / 2]);
+      r[i + q] = _mm512_castpd_ps(q % 2 ? _mm512_unpackhi_pd(a, b) : _mm512_unpacklo_pd(a, b));
+    }
+  for (int q = 0; q < 4; q++) {  // gather lane l of the four quarters of rows into one vector
+    const __m512 even[2] = {_mm512_shuffle_f32x4(r[q], r[4 + q], 0x88), _mm512_shuffle_f32x4(r[8 + q], r[12 + q], 0x88)};
+    const __m512 odd[2] = {_mm512_shuffle_f32x4(r[q], r[4 + q], 0xdd), _mm512_shuffle_f32x4(r[8 + q], r[12 + q], 0xdd)};
+    _mm512_storeu_ps(to + q * to_stride, _mm512_shuffle_f32x4(even[0], even[1], 0x88));
+    _mm512_storeu_ps(to + (4 + q) * to_stride, _mm512_shuffle_f32x4(odd[0], odd[1], 0x88));
+    _mm512_storeu_ps(to + (8 + q) * to_stride, _mm512_shuffle_f32x4(even[0], even[1], 0xdd));
+    _mm512_storeu_ps(to + (12 + q) * to_stride, _mm512_shuffle_f32x4(odd[0], odd[1], 0xdd));
+  }
+}
+#endif
+
 DK_INLINE int64_t lower(int64_t a, int64_t b) { return a < b ? a : b; }
 DK_INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
