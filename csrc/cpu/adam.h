@@ -107,6 +107,7 @@ template <class T> void adam_segments(const AdamSegments<T>& p) {
         if (keep)
           for (int64_t c = 0; c < C; c++) g[c] = keep[c] ? g[c] : T(0);
         adam_row(p.rule, (const T*)g, p.m + t * C, p.v + t * C, weights, C);
+        if (p.activations) dot_block<T, 1, 1>(weights, p.context, C, p.activations + row, 1);
       }
     }
   }

@@ -66,6 +66,11 @@ template <class T> static void define(py::module_& m, const std::string& suffix)
     return kernels<T>().ksparse_matmul({at<T>(values), at<int32_t>(indices), B, k, I, O, at<T>(weight), stride_i,
                                         stride_o, at<T>(bias), at<T>(y), threads});
   });
+  def("mostly_constant_matmul", [](Address x, int64_t B, int64_t I, int64_t O, Address weight, int64_t stride_i,
+                                   int64_t stride_o, double most_others, Address y, int threads) {
+    return kernels<T>().mostly_constant_matmul({at<T>(x), B, I, O, at<T>(weight), stride_i, stride_o, most_others, at<T>(y),
+                                                threads});
+  });
   def("ksparse_outer", [](Address values, Address indices, int64_t B, int64_t k, int64_t I, int64_t O, Address r,
                           int64_t n, Address cols, Address weight, int64_t stride_i, int64_t stride_o, Address grad_weight,
                           int64_t grad_stride_i, int64_t grad_stride_o, Address grad_values, int threads) {

@@ -79,6 +79,17 @@ template <class T> struct KSparseMatmul {
   int threads;
 };
 
+// y = x m for a dense x [B, I] of which most entries equal one number; at most the share most_others do not.
+template <class T> struct MostlyConstantMatmul {
+  const T* x;
+  int64_t B, I, O;
+  const T* m;
+  int64_t stride_i, stride_o;
+  double most_others;
+  T* y;
+  int threads;
+};
+
 // grad_m[i, :] = sum over (b, j) with indices[b, j] == i of values[b, j] * r[b, :], and
 // grad_values[b, j] = r[b, :] . m[indices[b, j], :].  r [B, n] holds the columns cols (null: all O, in order).
 template <class T> struct KSparseOuter {
@@ -120,7 +131,7 @@ template <class T> struct AdamSegments {
   bool rank1;
   T *segments, *m, *v;
   const uint8_t* keep;  // [O, S, C]; null: nothing is masked
-  T* activations;       // [O, S] of the one context, kept up to date with rank1; null: not wanted
+  T* activations;       // [O, S] of the one context, kept up to date; null: not wanted
   int threads;
 };
 
@@ -148,6 +159,7 @@ template <class T> struct Kernels {
   void (*kwinners_backward)(const KWinnersBackward<T>&);
   int64_t (*winners_backward)(const WinnersBackward<T>&);
   int64_t (*ksparse_matmul)(const KSparseMatmul<T>&);
+  bool (*mostly_constant_matmul)(const MostlyConstantMatmul<T>&);
   int64_t (*ksparse_outer)(const KSparseOuter<T>&);
   int64_t (*densify)(const Densify<T>&);
   void (*rezero)(const Rezero<T>&);

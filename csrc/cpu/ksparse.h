@@ -29,17 +29,59 @@ DK_INLINE void panel_product(const T* values, const int64_t* offsets, int64_t k,
   for (int v = 0; v < 2; v++) store(out + v * L, (acc[0][v] + acc[1][v]) + (acc[2][v] + acc[3][v]));
 }
 
+// The columns [o, o + width) of rows of m, packed side by side; columns past O are zero. rows: which (null: the first n).
+template <class T>
+DK_INLINE void pack_panel(const Matrix<const T>& m, const int32_t* rows, int64_t n, int64_t o, T* panel) {
+  constexpr int64_t L = lanes<T>, width = 2 * L;
+  const int64_t here = lower(width, m.columns - o);
+  if (m.stride_column == 1 && here == width) {
+    for (int64_t r = 0; r < n; r++) std::memcpy(panel + r * width, m.at(rows ? rows[r] : r, o), width * sizeof(T));
+    return;
+  }
+  int64_t r = 0;
+  if (m.stride_row == 1 && here == width && !rows)
+    for (; r + L <= n; r += L)
+      for (int64_t c = 0; c < width; c += L) transpose_block(m.at(r, o + c), m.stride_column, panel + r * width + c, width);
+  for (; r < n; r++) {
+    const int64_t row = rows ? rows[r] : r;
+    for (int64_t c = 0; c < width; c++) panel[r * width + c] = c < here ? *m.at(row, o + c) : T(0);
+  }
+}
+
+// The rows of a sparse matrix whose entries say where a packed panel holds the row that they multiply.
+template <class T> struct PanelRows {
+  const T* values;
+  const int64_t *offsets, *first;  // entries of row b: [first[b], first[b + 1])
+  int64_t B;
+};
+
+// y[:, o .. o + width) = base + x times the panel.
+template <class T>
+DK_INLINE void multiply_panel(const PanelRows<T>& x, const T* panel, const T* base, int64_t o, int64_t O, T* y) {
+  constexpr int64_t width = 2 * lanes<T>;
+  const int64_t here = lower(width, O - o);
+  alignas(64) T row[width];
+  for (int64_t b = 0; b < x.B; b++) {
+    const int64_t q = x.first[b];
+    T* out = y + b * O + o;
+    panel_product(x.values + q, x.offsets + q, x.first[b + 1] - q, panel, base, here == width ? out : row);
+    if (here < width) std::memcpy(out, row, here * sizeof(T));
+  }
+}
+
 template <class T> int64_t ksparse_matmul(const KSparseMatmul<T>& p) {
   const int64_t n = p.B * p.k, width = 2 * lanes<T>, panels = (p.O + width - 1) / width;
   const int64_t bad = first_bad_index(p.indices, n, p.I);
   if (bad >= 0) return bad;
+  const Matrix<const T> m{p.m, p.O, p.stride_i, p.stride_o};
   // The rows in use get numbers in order, and each panel a packed copy of its columns of them, which stays in cache.
   // A few samples use their rows once: then the rows are read where they are.
   const bool in_place = p.B <= 4 && p.stride_o == 1;
   const Buffer<int32_t> number(p.I), used(p.I);
-  const Buffer<int64_t> packed(n), direct(in_place ? n : 0);
+  const Buffer<int64_t> packed(n), direct(in_place ? n : 0), first(p.B + 1);
   int64_t active = 0;
   std::memset(number, 0xff, p.I * sizeof(int32_t));
+  for (int64_t b = 0; b <= p.B; b++) first[b] = b * p.k;
   for (int64_t q = 0; q < n; q++) {
     int32_t& r = number[p.indices[q]];
     if (r < 0) used[active] = p.indices[q], r = (int32_t)active++;
@@ -50,28 +92,77 @@ template <class T> int64_t ksparse_matmul(const KSparseMatmul<T>& p) {
 #pragma omp parallel for num_threads(p.threads) schedule(static)
   for (int64_t t = 0; t < panels; t++) {
     const int64_t o = t * width, here = lower(width, p.O - o);
-    alignas(64) T bias[width] = {}, row[width];
-    if (p.bias) std::memcpy(bias, p.bias + o, here * sizeof(T));
-    if (in_place && here == width) {
-      for (int64_t b = 0; b < p.B; b++)
-        panel_product(p.values + b * p.k, direct + b * p.k, p.k, p.m + o, bias, p.y + b * p.O + o);
-      continue;
-    }
     T* panel = scratch + thread_number() * (active * width + width);
-    for (int64_t r = 0; r < active; r++) {
-      T* to = panel + r * width;
-      const T* from = p.m + used[r] * p.stride_i + o * p.stride_o;
-      if (p.stride_o == 1 && here == width) std::memcpy(to, from, width * sizeof(T));
-      else
-        for (int64_t c = 0; c < width; c++) to[c] = c < here ? from[c * p.stride_o] : T(0);
-    }
-    for (int64_t b = 0; b < p.B; b++) {
-      T* y = p.y + b * p.O + o;
-      panel_product(p.values + b * p.k, packed + b * p.k, p.k, panel, bias, here == width ? y : row);
-      if (here < width) std::memcpy(y, row, here * sizeof(T));
-    }
+    alignas(64) T bias[width] = {};
+    if (p.bias) std::memcpy(bias, p.bias + o, here * sizeof(T));
+    const bool where_it_is = in_place && here == width;
+    if (!where_it_is) pack_panel(m, (const int32_t*)used, active, o, panel);
+    const PanelRows<T> x{p.values, where_it_is ? direct : packed, first, p.B};
+    multiply_panel(x, where_it_is ? p.m + o : (const T*)panel, bias, o, p.O, p.y);
   }
   return -1;
+}
+
+// The one number that more than half of the entries equal, if any does (Boyer and Moore's vote).
+template <class T> DK_INLINE T majority(const T* x, int64_t n) {
+  T candidate = 0;
+  int64_t votes = 0;
+  for (int64_t i = 0; i < n; i++) {
+    if (!votes) candidate = x[i];
+    votes += x[i] == candidate ? 1 : -1;
+  }
+  return candidate;
+}
+
+template <class T> DK_INLINE int64_t count_other(const T* x, int64_t n, T common) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < n; i++) count += x[i] != common;
+  return count;
+}
+
+// x m = common * (sums of m's columns) + (x - common) m, where x - common has few entries that are not zero.
+// False, with y undefined, where x is not such a matrix or a sum is not finite.
+template <class T> bool mostly_constant_matmul(const MostlyConstantMatmul<T>& p) {
+  constexpr int64_t width = 2 * lanes<T>;
+  const int64_t panels = (p.O + width - 1) / width;
+  if (!p.B || !p.I) return false;
+  const T common = majority(p.x, p.I);
+  const int64_t most = (int64_t)(p.most_others * p.I);
+  if (!(std::fabs(common) <= T(1e9)) || count_other(p.x, p.I, common) > most) return false;
+  const Buffer<int64_t> first(p.B + 1);
+#pragma omp parallel for num_threads(p.threads) schedule(static)
+  for (int64_t b = 0; b < p.B; b++) first[b + 1] = count_other(p.x + b * p.I, p.I, common);
+  first[0] = 0;
+  for (int64_t b = 0; b < p.B; b++) first[b + 1] += first[b];
+  if (first[p.B] > most * p.B) return false;
+  const Buffer<T> values(first[p.B] + 1), scratch(p.threads * p.I * width);
+  const Buffer<int64_t> offsets(first[p.B] + 1);
+  const Matrix<const T> m{p.m, p.O, p.stride_i, p.stride_o};
+  const PanelRows<T> others{values, offsets, first, p.B};
+  bool finite = true;
+#pragma omp parallel num_threads(p.threads)
+  {
+#pragma omp for schedule(static)
+    for (int64_t b = 0; b < p.B; b++)
+      for (int64_t i = 0, q = first[b]; q < first[b + 1]; i++) {
+        const T x = p.x[b * p.I + i];
+        values[q] = x - common, offsets[q] = i * width;
+        q += x != common;
+      }
+    T* panel = scratch + thread_number() * p.I * width;
+#pragma omp for schedule(static) reduction(&& : finite)
+    for (int64_t t = 0; t < panels; t++) {
+      alignas(64) T base[width];
+      vec<T> sums[2] = {};
+      pack_panel(m, (const int32_t*)nullptr, p.I, t * width, panel);
+      for (int64_t i = 0; i < p.I; i++)
+        for (int v = 0; v < 2; v++) sums[v] += load(panel + i * width + v * lanes<T>);
+      for (int v = 0; v < 2; v++) store(base + v * lanes<T>, sums[v] * common);
+      for (T sum : base) finite = finite && std::isfinite(sum);
+      multiply_panel(others, (const T*)panel, base, t * width, p.O, p.y);
+    }
+  }
+  return finite;
 }
 
 // For the entries of one unit and N vectors of columns: out = sum of value * r's row, and each entry's partial

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from .. import known
 from ..reference import check_range, combine_gate, compute_dtype
 
 try:
@@ -22,6 +23,9 @@ _SUFFIX = {torch.float32: "_f32", torch.float64: "_f64"}
 
 # Above this share of winners a dense product beats the k-sparse one.
 DENSE_SHARE = 0.25
+
+# With at least so many rows, and at most this share of entries unlike the commonest, products leave the commonest out.
+MOSTLY_CONSTANT_ROWS, MOST_OTHERS = 32, 0.35
 
 
 def why_not(device: torch.device) -> str | None:
@@ -107,13 +111,41 @@ def _group_count(gate) -> int:
 
 
 def segment_gate(out, context, segments, bias, select, activation):
-    wide = compute_dtype(segments.dtype)
-    units, per_unit, width = segments.shape
+    options = (select, activation, _cpu.isa())
+    ready = known.gates(context, segments, bias, *options)
+    if ready is not None and not known.checking():
+        for to, value in zip(out, ready, strict=True):
+            to.copy_(value)
+        return
+    kept = kept_activations(context, segments)
+    if kept is not None and known.checking():
+        known.check_same(kept, _activations(context, segments), "the activations that were kept")
+    fresh = None
+    if kept is None and known.followed(context, segments):
+        fresh = segments.new_empty(segments.shape[:2])
+    _segment_gate(out, context, segments, bias, select, activation, kept, fresh)
+    if ready is not None:
+        known.check_same(ready[0], out[0], "the gates that were kept")
+    if fresh is not None:
+        known.keep_activations(fresh, context, segments, _cpu.isa())
+    elif kept is None:
+        known.keep_gates(*out, context, segments, bias, *options)
+
+
+def _activations(context, segments):
+    """The activations [O, S] of the one context, computed afresh."""
+    gate, fresh = segments.new_empty(1, len(segments)), segments.new_empty(segments.shape[:2])
+    _segment_gate((gate, gate.int()), context, segments, None, "max", "none", None, fresh)
+    return fresh
+
+
+def _segment_gate(out, context, segments, bias, select, activation, kept, fresh):
+    """kept: activations [O, S] of the one context, known already; fresh: takes them. Either may be None."""
+    wide, shape = compute_dtype(segments.dtype), (len(context), *segments.shape)
     with _Outputs(out, wide) as (gate, winner):
-        context, segments, bias = _wide(context), _wide(segments), _wide(bias)
-        shape = (len(context), units, per_unit, width)
+        context, segments, bias = _wide(context), None if kept is not None else _wide(segments), _wide(bias)
         flags = (select == "abs_max", activation == "sigmoid")
-        _call("segment_gate", wide, context, segments, bias, *shape, *flags, gate, winner, None, None)
+        _call("segment_gate", wide, context, segments, bias, *shape, *flags, gate, winner, kept, fresh)
 
 
 def segment_gate_backward(out, grad_gate, context, segments, gate, winner, activation):
@@ -240,6 +272,17 @@ def _outer(values, indices, r, cols, weight, grad_weight, grad_values):
     _indices_error(bad, indices, weight.shape[1])
 
 
+def _dense_matmul(x, weight):
+    """x @ weight.T; where most entries of x equal one number (pixels of the background), only the others are multiplied."""
+    if x.dtype in _SUFFIX and len(x) >= MOSTLY_CONSTANT_ROWS:
+        x, y = x.contiguous(), x.new_empty(len(x), len(weight))
+        if _call(
+            "mostly_constant_matmul", x.dtype, x, *x.shape, len(weight), weight, *weight.T.stride(), MOST_OTHERS, y
+        ):  # fmt: skip
+            return y
+    return x @ weight.T
+
+
 def _strided(t):
     """In the compute dtype, with its own strides: weights may be stored either way round."""
     return t.to(compute_dtype(t.dtype))
@@ -261,7 +304,7 @@ def sparse_linear_backward(out, grad_y, values, indices, weight):
 
 def linear_kwinners(out, x, x_indices, weight, bias, gate, context_index, k, combine, boost, relu):
     if x_indices is None:
-        y = x @ weight.T
+        y = _dense_matmul(x, weight)
     else:
         y = torch.empty(len(x), len(weight), dtype=x.dtype)
         sparse_linear(y, x, x_indices, weight, None)
@@ -368,6 +411,16 @@ def adam_segments(segments, grad, context, winner, rule, rows, count, rank1, m, 
         "adam_segments", segments.dtype, grad, context, winner, *shape, *rule, rows, count, rank1, segments, m, v, keep,
         activations,
     )  # fmt: skip
+
+
+def kept_activations(context, segments):
+    """The known activations [O, S] of one context [1, C], for adam_segments to move; None: not known."""
+    return known.activations(context, segments, _cpu.isa())
+
+
+def moved(segments):
+    """Adam has written the segments, and their known activations with them."""
+    known.moved(segments, _cpu.isa())
 
 
 def rezero_(weight, keep):
