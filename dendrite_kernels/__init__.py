@@ -6,6 +6,7 @@
 
 from . import nn, optim, reference, sparsity
 from .backend import BackendUnavailable, use_backend
+from .known import invalidate
 from .ops import (
     KSparse,
     dendritic_linear,
@@ -26,6 +27,7 @@ __all__ = [
     "dendritic_linear",
     "gated_kwinners",
     "gated_kwinners_sparse",
+    "invalidate",
     "kwinners",
     "linear_kwinners",
     "nn",

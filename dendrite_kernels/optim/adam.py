@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam as torch_adam
 
-from .. import backend, factored
+from .. import backend, factored, known
 from ..backends import cpu
 from ..factored import FactoredGrad, OuterFactor, SegmentFactor
 from ..nn import DendriteSegments, SparseLinear
@@ -37,6 +37,8 @@ class Adam(torch.optim.Optimizer):
     Source: Kingma & Ba 2015, algorithm 1.
     """
 
+    says_what_it_writes = True  # to dendrite_kernels.known, by the version counters
+
     def __init__(
         self,
         modules: nn.Module | Iterable[nn.Module],
@@ -63,6 +65,9 @@ class Adam(torch.optim.Optimizer):
         self._masks: dict[Tensor, MaskedParameter] = {}
         self._owned = self._find_owned(modules)
         factored.claim(self._owned, self)
+        for p in self._owned:
+            if p.dim() == 3:
+                known.follow(p)
 
     def _find_owned(self, modules) -> list[Tensor]:
         """The parameters whose gradients come as factors: weights and segments that the native kernels can step."""
@@ -106,14 +111,8 @@ class Adam(torch.optim.Optimizer):
         """Steps from factors; False where only a dense step is right."""
         factor = p.grad.one_factor()
         if isinstance(factor, SegmentFactor):
-            stepped = self._step_segments(p, factor, group)
-        elif isinstance(factor, OuterFactor):
-            stepped = self._step_outer(p, factor, group)
-        else:
-            stepped = False
-        if stepped:
-            torch.autograd.graph.increment_version(p)
-        return stepped
+            return self._step_segments(p, factor, group)
+        return isinstance(factor, OuterFactor) and self._step_outer(p, factor, group)
 
     def _step_outer(self, p: Tensor, factor: OuterFactor, group: dict) -> bool:
         by_row = p.T if factor.by_input else p
@@ -133,6 +132,7 @@ class Adam(torch.optim.Optimizer):
         keep = None if keep is None else (keep.T if factor.by_input else keep).contiguous()
         rule = self._rule(group, state["step"])
         cpu.adam_outer(by_row.detach(), moments, keep, state["touched"], factor.sparse, factor.other, rule)
+        torch.autograd.graph.increment_version(p)
         return True
 
     def _step_segments(self, p: Tensor, factor: SegmentFactor, group: dict) -> bool:
@@ -143,7 +143,11 @@ class Adam(torch.optim.Optimizer):
             state["step"] = torch.tensor(0.0)
             state["moments"] = SegmentMoments(p)
         state["step"] += 1
-        state["moments"].step(p.detach(), factor, self._mask(p), self._rule(group, state["step"]))
+        kept = cpu.kept_activations(factor.context, p)
+        state["moments"].step(p.detach(), factor, self._mask(p), self._rule(group, state["step"]), kept)
+        torch.autograd.graph.increment_version(p)
+        if kept is not None:
+            cpu.moved(p)
         return True
 
     def _step_dense(self, parameters: list[Tensor], group: dict) -> None:
@@ -179,6 +183,7 @@ class Adam(torch.optim.Optimizer):
             maximize=False,
         )
         for p in parameters:
+            torch.autograd.graph.increment_version(p)  # the fused kernel does not
             keep = self._mask(p)
             if keep is not None:
                 # moments too: a masked weight has none, however dense its gradient was

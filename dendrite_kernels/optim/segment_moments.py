@@ -27,8 +27,8 @@ class SegmentMoments:
         self.m = segments.new_zeros(units * per_unit)
         self.v = segments.new_zeros(units * per_unit)
 
-    def step(self, segments: Tensor, factor: SegmentFactor, keep: Tensor | None, rule: tuple[float, ...]) -> None:
-        """One step of Adam on the touched rows, in place."""
+    def step(self, segments: Tensor, factor: SegmentFactor, keep: Tensor | None, rule: tuple, activations=None) -> None:
+        """One step of Adam on the touched rows, in place, and on the activations [O, S] of the factor's one context."""
         grad, winner = factor.grad.contiguous(), factor.winner.contiguous()
         context = factor.context.contiguous()
         if self.rank1 and not self._one_context(context):
@@ -39,7 +39,7 @@ class SegmentMoments:
         keep = None if keep is None else keep.contiguous()
         moments = (self.m, self.v)
         cpu.adam_segments(
-            segments, grad, context, winner, rule, self.rows, self.count, self.rank1, *moments, keep, None
+            segments, grad, context, winner, rule, self.rows, self.count, self.rank1, *moments, keep, activations
         )  # fmt: skip
 
     def _one_context(self, context: Tensor) -> bool:

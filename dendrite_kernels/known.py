@@ -1,0 +1,142 @@
+"""What is known of segments that nobody has written since: their gates, and their activations for one context.
+
+segment_gate on the CPU asks here first. The gates of frozen segments come without reading a segment. Segments that
+optim.Adam owns keep the activations of the last single context, and that Adam computes those of the rows that it moves
+in the same pass: the next step reads no other row. All of it has the bits of a fresh computation.
+
+Values hold for nn.Parameters only, and while address, version counter, instruction set and the number of steps by
+other optimizers (torch's fused ones do not touch the version counter) stay the same. Whoever writes weights through
+`.data`, numpy or dlpack calls `invalidate`; DENDRITE_CHECK=1 computes everything afresh and compares.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.weak import WeakIdKeyDictionary
+
+# More contexts than this are not compared and kept.
+MOST_CONTEXTS = 128
+
+_gates = WeakIdKeyDictionary()  # parameter -> _Gates
+_activations = WeakIdKeyDictionary()  # parameter that optim.Adam follows -> _Activations or None
+_steps = 0  # by optimizers that do not say what they write
+
+
+@dataclass
+class _Gates:
+    stamp: tuple
+    context: Tensor
+    gate: Tensor
+    winner: Tensor
+
+
+@dataclass
+class _Activations:
+    stamp: tuple
+    context: Tensor
+    values: Tensor  # [O, S]
+
+
+def _count_step(optimizer, args, kwargs) -> None:
+    global _steps
+    _steps += not getattr(optimizer, "says_what_it_writes", False)
+
+
+register_optimizer_step_post_hook(_count_step)
+
+
+def invalidate(module: nn.Module | None = None) -> None:
+    """Forgets what is known of the module's segments (None: of all), so that the next call reads them.
+
+    Call it after weights were written in a way that PyTorch does not see: through `.data`, numpy or dlpack.
+    """
+    parameters = list(_activations) if module is None else list(module.parameters())
+    for p in parameters:
+        if p in _activations:
+            _activations[p] = None
+    for p in list(_gates) if module is None else parameters:
+        _gates.pop(p, None)
+
+
+def checking() -> bool:
+    """Whether DENDRITE_CHECK asks for everything to be computed afresh and compared."""
+    return os.environ.get("DENDRITE_CHECK", "0") not in ("", "0")
+
+
+def check_same(known: Tensor, fresh: Tensor, what: str) -> None:
+    """Raises RuntimeError where a known value is not the fresh one."""
+    # inside the optimizer numbers below the normal range count as 0
+    if not torch.allclose(known, fresh, rtol=0, atol=1e-30, equal_nan=True):
+        raise RuntimeError(
+            f"{what} are out of date: something wrote the segments unseen (.data, numpy, dlpack); "
+            "call dendrite_kernels.invalidate(model) after such writes"
+        )
+
+
+def _stamp(t: Tensor | None, *more) -> tuple:
+    return () if t is None else (t.data_ptr(), t._version, _steps, *more)
+
+
+def _may_keep(segments: Tensor, context: Tensor) -> bool:
+    plain = isinstance(segments, nn.Parameter) and not segments.is_inference()
+    return plain and 0 < len(context) <= MOST_CONTEXTS
+
+
+# ---- gates ----------------------------------------------------------------------------------------------------------
+
+
+def gates(context: Tensor, segments: Tensor, bias: Tensor | None, *options) -> tuple[Tensor, Tensor] | None:
+    """gate and winner [G, O] of these arguments, or None."""
+    entry = _gates.get(segments)
+    if entry is None or entry.stamp != (_stamp(segments), _stamp(bias), options):
+        return None
+    return (entry.gate, entry.winner) if _same(entry.context, context) else None
+
+
+def keep_gates(gate: Tensor, winner: Tensor, context: Tensor, segments: Tensor, bias: Tensor | None, *options) -> None:
+    """Remembers a result for `gates`."""
+    if _may_keep(segments, context) and not (bias is not None and bias.is_inference()):
+        stamp = (_stamp(segments), _stamp(bias), options)
+        _gates[segments] = _Gates(stamp, context.clone(), gate.clone(), winner.clone())
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(a, b)
+
+
+# ---- activations of one context -------------------------------------------------------------------------------------
+
+
+def follow(segments: Tensor) -> None:
+    """From now on the activations of one context are kept for these segments: their optimizer says what it moves."""
+    _activations.setdefault(segments, None)
+
+
+def followed(context: Tensor, segments: Tensor) -> bool:
+    """Whether the activations of this context are worth keeping."""
+    return len(context) == 1 and segments in _activations and _may_keep(segments, context)
+
+
+def activations(context: Tensor, segments: Tensor, isa: str) -> Tensor | None:
+    """The activations [O, S] of the one context [1, C], or None."""
+    entry = _activations.get(segments)
+    if entry is None or entry.stamp != _stamp(segments, isa) or not _same(entry.context, context):
+        return None
+    return entry.values
+
+
+def keep_activations(values: Tensor, context: Tensor, segments: Tensor, isa: str) -> None:
+    """Remembers activations; the tensor is not copied, and the optimizer may move it with the segments."""
+    _activations[segments] = _Activations(_stamp(segments, isa), context.clone(), values)
+
+
+def moved(segments: Tensor, isa: str) -> None:
+    """The owner has written the segments, and their known activations with them."""
+    entry = _activations.get(segments)
+    if entry is not None:
+        entry.stamp = _stamp(segments, isa)
