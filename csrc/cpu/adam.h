@@ -13,15 +13,46 @@ class FlushDenormals {
 #endif
 };
 
-// m, v and p of n entries move by the gradient g (null: zero), as torch.optim.Adam moves them.
-template <class T> DK_INLINE void adam_row(const AdamRule<T>& rule, const T* g, T* m, T* v, T* p, int64_t n) {
-#pragma omp simd
+// m, v and p of n entries move by the gradient g (none: zero), as torch.optim.Adam moves them. Whether p changed.
+template <bool gradient, class T>
+DK_INLINE bool adam_entries(const AdamRule<T>& rule, const T* g, T* m, T* v, T* p, int64_t n) {
+  int changed = 0;
+#pragma omp simd reduction(| : changed)
   for (int64_t i = 0; i < n; i++) {
-    const T grad = g ? g[i] : T(0);
+    const T grad = gradient ? g[i] : T(0);
     m[i] += rule.one_minus_beta1 * (grad - m[i]);
     v[i] = rule.beta2 * v[i] + rule.one_minus_beta2 * grad * grad;
-    p[i] -= rule.step * m[i] / (std::sqrt(v[i]) * rule.inverse_root_correction2 + rule.eps);
+    const T moved = p[i] - rule.step * m[i] / (std::sqrt(v[i]) * rule.inverse_root_correction2 + rule.eps);
+    changed |= moved != p[i];
+    p[i] = moved;
   }
+  return changed;
+}
+
+template <class T> DK_INLINE bool adam_row(const AdamRule<T>& rule, const T* g, T* m, T* v, T* p, int64_t n) {
+  return g ? adam_entries<true>(rule, g, m, v, p, n) : adam_entries<false, T>(rule, nullptr, m, v, p, n);
+}
+
+// A row without gradient that a step did not change by a bit will not change in the next ones either: it rests. `since`
+// is its last step then; 0 for a row that has had no gradient yet, -1 for one that moves.
+constexpr int32_t untouched = 0, moving = -1;
+
+template <class T> DK_INLINE bool may_skip(const AdamRule<T>& rule, int32_t since, bool used) {
+  return !used && (since == untouched || (since > 0 && rule.may_rest));
+}
+
+// The moments of a row that rested, as the steps since would have left them.
+template <class T> DK_INLINE void wake(const AdamRule<T>& rule, int32_t& since, T* m, T* v, int64_t n) {
+  if (since > 0) {
+    const double idle = rule.now - 1 - since;
+    const T by1 = (T)std::pow(rule.beta1, idle), by2 = (T)std::pow(rule.wide_beta2, idle);
+    for (int64_t i = 0; i < n; i++) m[i] *= by1, v[i] *= by2;
+  }
+  since = moving;
+}
+
+template <class T> DK_INLINE void let_rest(const AdamRule<T>& rule, int32_t& since, bool used, bool changed) {
+  if (!used && !changed && rule.may_rest) since = rule.now;
 }
 
 template <class T> int64_t adam_outer(const AdamOuter<T>& p) {
@@ -29,42 +60,53 @@ template <class T> int64_t adam_outer(const AdamOuter<T>& p) {
   const int64_t bad = first_bad_index(outer.indices, outer.B * outer.k, outer.I), O = outer.O;
   if (bad >= 0) return bad;
   const OuterRows<T> rows(outer);
-  const int64_t row_size = round_up(O, lanes<T>) + lanes<T>;
-  const Buffer<T> gradients(outer.threads * row_size);
+  const int64_t row_size = round_up(O, 16) + 16, words = round_up(O, 16) / 16;
+  const Buffer<T> scratch(outer.threads * 3 * row_size);
 #pragma omp parallel num_threads(outer.threads)
   {
     const FlushDenormals flushed;
-    T* g = gradients + thread_number() * row_size;
+    T *full = scratch + thread_number() * 3 * row_size, *g = full + row_size, *kept = g + row_size;
 #pragma omp for schedule(dynamic, 8)
     for (int64_t i = 0; i < outer.I; i++) {
       const bool used = rows.used(i);
-      if (!used && !p.touched[i]) continue;
-      p.touched[i] = 1;
-      if (used) rows.row(i, g);
-      if (used && p.keep) {
-        const uint8_t* keep = p.keep + i * O;
-        for (int64_t o = 0; o < O; o++) g[o] = keep[o] ? g[o] : T(0);
+      int32_t& since = p.since[i];
+      if (may_skip(p.rule, since, used)) continue;
+      T *weights = p.weight + i * O, *m = p.m + p.start[i], *v = p.v + p.start[i];
+      wake(p.rule, since, m, v, p.start[i + 1] - p.start[i]);
+      if (used) rows.row(i, full);
+      bool changed;
+      if (p.bits) {
+        const uint16_t* bits = p.bits + i * words;
+        const int64_t n = squeeze(weights, bits, O, kept);
+        if (used) squeeze((const T*)full, bits, O, g);
+        changed = adam_row(p.rule, used ? (const T*)g : nullptr, m, v, kept, n);
+        if (changed) spread((const T*)kept, bits, O, weights);
+      } else {
+        changed = adam_row(p.rule, used ? (const T*)full : nullptr, m, v, weights, O);
       }
-      adam_row(p.rule, used ? (const T*)g : nullptr, p.m + i * O, p.v + i * O, p.weight + i * O, O);
+      let_rest(p.rule, since, used, changed);
     }
   }
   return -1;
 }
 
 // One step of a row whose gradient has always been a multiple of the same context c: its moments are gm * c and
-// gv * c * c. Returns the row's new product with c, summed as segment_gate sums it.
+// gv * c * c. Returns whether it changed; product: with c, summed as segment_gate sums it.
 template <class T>
-DK_INLINE T adam_rank1_row(const AdamRule<T>& rule, T gm, T gv, const T* c, const uint8_t* keep, T* p, int64_t n) {
+DK_INLINE bool adam_rank1_row(const AdamRule<T>& rule, T gm, T gv, const T* c, const uint8_t* keep, T* p, int64_t n,
+                              T& product) {
   constexpr int L = lanes<T>;
   const T step = rule.step * gm, root = std::sqrt(gv) * rule.inverse_root_correction2, eps = rule.eps;
   vec<T> acc = {};
+  int changed = 0;
   for (int64_t i = 0; i < n; i += L) {
     const int here = (int)lower(L, n - i);
     alignas(64) T moved[L] = {};
-#pragma omp simd
+#pragma omp simd reduction(| : changed)
     for (int j = 0; j < here; j++) {
       const T context = keep && !keep[i + j] ? T(0) : c[i + j];
       moved[j] = p[i + j] - step * context / (root * std::fabs(context) + eps);
+      changed |= moved[j] != p[i + j];
     }
     if (here == L) {
       store(p + i, load(moved));
@@ -74,14 +116,20 @@ DK_INLINE T adam_rank1_row(const AdamRule<T>& rule, T gm, T gv, const T* c, cons
       acc += load(moved) * load_some(c + i, here);
     }
   }
-  return sum<T>(acc);
+  product = sum<T>(acc);
+  return changed;
 }
 
-// The gradient of segment (o, s): sum over the contexts in which it won.
-template <class T> DK_INLINE void segment_gradient(const AdamSegments<T>& p, int64_t o, int64_t s, T* g) {
-  std::memset(g, 0, p.C * sizeof(T));
-  for (int64_t q = 0; q < p.G; q++)
-    if (p.winner[q * p.O + o] == s) add_scaled(g, p.context + q * p.C, p.grad[q * p.O + o], p.C);
+// The gradient of segment (o, s), the sum over the contexts in which it won, into g; whether it won with any.
+template <class T> DK_INLINE bool segment_gradient(const AdamSegments<T>& p, int64_t o, int64_t s, T* g) {
+  bool used = false;
+  for (int64_t q = 0; q < p.G; q++) {
+    if (p.winner[q * p.O + o] != s || p.grad[q * p.O + o] == 0) continue;
+    if (!used) std::memset(g, 0, p.C * sizeof(T));
+    used = true;
+    add_scaled(g, p.context + q * p.C, p.grad[q * p.O + o], p.C);
+  }
+  return used;
 }
 
 template <class T> void adam_segments(const AdamSegments<T>& p) {
@@ -91,24 +139,29 @@ template <class T> void adam_segments(const AdamSegments<T>& p) {
   {
     const FlushDenormals flushed;
     T* g = gradients + thread_number() * row_size;
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic, 16)
     for (int64_t t = 0; t < p.count; t++) {
-      const int64_t row = p.rows[t], o = row / S, s = row % S;
+      const int64_t row = p.rows[t], o = row / S, s = row % S, n = p.rank1 ? 1 : C;
       const uint8_t* keep = p.keep ? p.keep + row * C : nullptr;
-      T* weights = p.segments + row * C;
-      if (p.rank1) {  // one context
-        const T grad = p.winner[o] == s ? p.grad[o] : T(0);
-        p.m[t] += p.rule.one_minus_beta1 * (grad - p.m[t]);
-        p.v[t] = p.rule.beta2 * p.v[t] + p.rule.one_minus_beta2 * grad * grad;
-        const T product = adam_rank1_row(p.rule, p.m[t], p.v[t], p.context, keep, weights, C);
-        if (p.activations) p.activations[row] = product;
+      T *weights = p.segments + row * C, *m = p.m + t * n, *v = p.v + t * n;
+      const T grad = p.rank1 && p.winner[o] == s ? p.grad[o] : T(0);  // one context
+      const bool used = p.rank1 ? grad != 0 : segment_gradient(p, o, s, g);
+      if (may_skip(p.rule, p.since[t], used)) continue;
+      wake(p.rule, p.since[t], m, v, n);
+      bool changed;
+      T product;
+      if (p.rank1) {
+        *m += p.rule.one_minus_beta1 * (grad - *m);
+        *v = p.rule.beta2 * *v + p.rule.one_minus_beta2 * grad * grad;
+        changed = adam_rank1_row(p.rule, *m, *v, p.context, keep, weights, C, product);
       } else {
-        segment_gradient(p, o, s, g);
-        if (keep)
+        if (used && keep)
           for (int64_t c = 0; c < C; c++) g[c] = keep[c] ? g[c] : T(0);
-        adam_row(p.rule, (const T*)g, p.m + t * C, p.v + t * C, weights, C);
-        if (p.activations) dot_block<T, 1, 1>(weights, p.context, C, p.activations + row, 1);
+        changed = adam_row(p.rule, used ? (const T*)g : nullptr, m, v, weights, C);
+        if (p.activations) dot_block<T, 1, 1>(weights, p.context, C, &product, 1);
       }
+      if (p.activations) p.activations[row] = product;
+      let_rest(p.rule, p.since[t], used, changed);
     }
   }
 }

@@ -19,10 +19,12 @@ template <class T> static RowGate<T> row_gate(Address bias, Address gate, Addres
   return {at<T>(bias), at<T>(gate), at<T>(boost), at<int32_t>(index), G, add};
 }
 
-// beta^t's complement is `correction`, as in Kingma & Ba 2015, section 2.
+// Kingma & Ba 2015, section 2: what step `now` (from 1) multiplies by.
 template <class T>
-static AdamRule<T> adam_rule(double beta1, double beta2, double correction1, double correction2, double lr, double eps) {
-  return {(T)(1 - beta1), (T)beta2, (T)(1 - beta2), (T)(1 / std::sqrt(correction2)), (T)(lr / correction1), (T)eps};
+static AdamRule<T> adam_rule(double beta1, double beta2, double lr, double eps, int32_t now, bool may_rest) {
+  const double correction1 = 1 - std::pow(beta1, now), correction2 = 1 - std::pow(beta2, now);
+  return {(T)(1 - beta1), (T)beta2, (T)(1 - beta2), (T)(1 / std::sqrt(correction2)), (T)(lr / correction1), (T)eps,
+          beta1, beta2, now, may_rest};
 }
 
 template <class T> static void define(py::module_& m, const std::string& suffix) {
@@ -79,29 +81,32 @@ template <class T> static void define(py::module_& m, const std::string& suffix)
                                        grad_stride_o, at<T>(grad_values), threads});
   });
   def("adam_outer", [](Address values, Address indices, int64_t B, int64_t k, int64_t I, int64_t O, Address r, int64_t n,
-                       Address cols, double beta1, double beta2, double correction1, double correction2, double lr,
-                       double eps, Address weight, Address m, Address v, Address keep, Address touched, int threads) {
+                       Address cols, double beta1, double beta2, double lr, double eps, int32_t now, bool may_rest,
+                       Address weight, Address m, Address v, Address start, Address bits, Address since, int threads) {
     const KSparseOuter<T> outer{at<T>(values), at<int32_t>(indices), B, k, I, O, at<T>(r), n, at<int32_t>(cols),
                                 nullptr, 0, 0, nullptr, 0, 0, nullptr, threads};
-    const AdamRule<T> rule = adam_rule<T>(beta1, beta2, correction1, correction2, lr, eps);
-    return kernels<T>().adam_outer({outer, rule, at<T>(weight), at<T>(m), at<T>(v), at<uint8_t>(keep), at<uint8_t>(touched)});
+    return kernels<T>().adam_outer({outer, adam_rule<T>(beta1, beta2, lr, eps, now, may_rest), at<T>(weight), at<T>(m),
+                                    at<T>(v), at<int64_t>(start), at<uint16_t>(bits), at<int32_t>(since)});
   });
   def("adam_segments", [](Address grad, Address context, Address winner, int64_t G, int64_t O, int64_t S, int64_t C,
-                          double beta1, double beta2, double correction1, double correction2, double lr, double eps,
-                          Address rows, int64_t count, bool rank1, Address segments, Address m, Address v, Address keep,
+                          double beta1, double beta2, double lr, double eps, int32_t now, bool may_rest, Address rows,
+                          Address since, int64_t count, bool rank1, Address segments, Address m, Address v, Address keep,
                           Address activations, int threads) {
-    const AdamRule<T> rule = adam_rule<T>(beta1, beta2, correction1, correction2, lr, eps);
-    kernels<T>().adam_segments({at<T>(grad), at<T>(context), at<int32_t>(winner), G, O, S, C, rule, at<int32_t>(rows), count,
-                                rank1, at<T>(segments), at<T>(m), at<T>(v), at<uint8_t>(keep), at<T>(activations), threads});
+    kernels<T>().adam_segments({at<T>(grad), at<T>(context), at<int32_t>(winner), G, O, S, C,
+                                adam_rule<T>(beta1, beta2, lr, eps, now, may_rest), at<int32_t>(rows), at<int32_t>(since),
+                                count, rank1, at<T>(segments), at<T>(m), at<T>(v), at<uint8_t>(keep), at<T>(activations),
+                                threads});
   });
   // Gives every segment that won with gradient a place among the touched rows; returns their number.
   def("touch_segments", [](Address grad, Address winner, int64_t G, int64_t O, int64_t S, Address place, Address rows,
-                           int64_t count) {
+                           Address since, int64_t count) {
     for (int64_t q = 0; q < G * O; q++) {
       if (at<T>(grad)[q] == 0) continue;
       const int64_t row = q % O * S + at<int32_t>(winner)[q];
       int32_t& here = at<int32_t>(place)[row];
-      if (here < 0) at<int32_t>(rows)[here = (int32_t)count++] = (int32_t)row;
+      if (here >= 0) continue;
+      at<int32_t>(since)[count] = -1;  // it moves
+      at<int32_t>(rows)[here = (int32_t)count++] = (int32_t)row;
     }
     return count;
   });

@@ -109,15 +109,20 @@ template <class T> struct KSparseOuter {
 
 template <class T> struct AdamRule {
   T one_minus_beta1, beta2, one_minus_beta2, inverse_root_correction2, step, eps;
+  double beta1, wide_beta2;
+  int32_t now;    // number of this step, from 1
+  bool may_rest;  // no step from now on moves a row without gradient more than this one does
 };
 
 // Adam on weight [I, O], whose gradient is `outer`'s grad_m (outer.m and its gradients are not used).
 template <class T> struct AdamOuter {
   KSparseOuter<T> outer;
   AdamRule<T> rule;
-  T *weight, *m, *v;     // contiguous [I, O]
-  const uint8_t* keep;   // [I, O]; null: nothing is masked
-  uint8_t* touched;      // [I]: rows that have had gradient
+  T* weight;              // contiguous [I, O]
+  T *m, *v;               // of row i's unmasked entries, side by side from start[i] on
+  const int64_t* start;   // [I + 1]
+  const uint16_t* bits;   // [I, O / 16 rounded up]: 1 where not masked; null: nothing is masked
+  int32_t* since;         // [I], see adam.h
 };
 
 // Adam on the touched rows of segments [O, S, C]: row rows[t] has moments m[t], v[t], of C entries or, with rank1, one.
@@ -127,6 +132,7 @@ template <class T> struct AdamSegments {
   int64_t G, O, S, C;
   AdamRule<T> rule;
   const int32_t* rows;
+  int32_t* since;  // [count], see adam.h
   int64_t count;
   bool rank1;
   T *segments, *m, *v;

@@ -4,6 +4,7 @@
 #if DK_X86_TARGETS
 #pragma GCC target("avx2,fma,bmi,bmi2,lzcnt,popcnt")
 
+#define DK_AVX2 1
 #define DK_VECTOR_BYTES 32
 
 namespace dk::avx2 {

@@ -60,6 +60,77 @@ DK_INLINE void transpose_block(const float* from, int64_t from_stride, float* to
 DK_INLINE int64_t lower(int64_t a, int64_t b) { return a < b ? a : b; }
 DK_INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
+// The entries of a row of n whose bit is set, side by side; returns their number. May write 16 entries past them.
+template <class T> DK_INLINE int64_t squeeze(const T* row, const uint16_t* bits, int64_t n, T* out) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < n; i++) {
+    out[count] = row[i];
+    count += bits[i / 16] >> i % 16 & 1;
+  }
+  return count;
+}
+
+// The reverse: zeros where the bit is not set.
+template <class T> DK_INLINE void spread(const T* in, const uint16_t* bits, int64_t n, T* row) {
+  for (int64_t i = 0; i < n; i++) {
+    const bool set = bits[i / 16] >> i % 16 & 1;
+    row[i] = set ? *in : T(0);
+    in += set;
+  }
+}
+
+#if defined(DK_AVX512)
+DK_INLINE int64_t squeeze(const float* row, const uint16_t* bits, int64_t n, float* out) {
+  float* end = out;
+  for (int64_t i = 0; i < n; i += 16) {
+    const __mmask16 in_row = n - i >= 16 ? 0xffff : (1u << (n - i)) - 1, set = bits[i / 16] & in_row;
+    _mm512_storeu_ps(end, _mm512_maskz_compress_ps(set, _mm512_maskz_loadu_ps(in_row, row + i)));
+    end += __builtin_popcount(set);
+  }
+  return end - out;
+}
+DK_INLINE void spread(const float* in, const uint16_t* bits, int64_t n, float* row) {
+  for (int64_t i = 0; i < n; i += 16) {
+    const __mmask16 in_row = n - i >= 16 ? 0xffff : (1u << (n - i)) - 1, set = bits[i / 16] & in_row;
+    _mm512_mask_storeu_ps(row + i, in_row, _mm512_maskz_expand_ps(set, _mm512_loadu_ps(in)));
+    in += __builtin_popcount(set);
+  }
+}
+#elif defined(DK_AVX2)
+// Bytes 0xff for the set bits; then pext picks, and pdep numbers, the lanes that are set.
+DK_INLINE uint64_t byte_mask(unsigned bits) { return _pdep_u64(bits, 0x0101010101010101) * 0xff; }
+DK_INLINE __m256i byte_lanes(uint64_t bytes) { return _mm256_cvtepu8_epi32(_mm_cvtsi64_si128((int64_t)bytes)); }
+constexpr uint64_t lane_numbers = 0x0706050403020100;
+
+DK_INLINE int64_t squeeze(const float* row, const uint16_t* bits, int64_t n, float* out) {
+  const uint8_t* set = (const uint8_t*)bits;
+  int64_t i = 0, count = 0;
+  for (; i + 8 <= n; i += 8) {
+    const __m256i pick = byte_lanes(_pext_u64(lane_numbers, byte_mask(set[i / 8])));
+    _mm256_storeu_ps(out + count, _mm256_permutevar8x32_ps(_mm256_loadu_ps(row + i), pick));
+    count += __builtin_popcount(set[i / 8]);
+  }
+  for (; i < n; i++) out[count] = row[i], count += set[i / 8] >> i % 8 & 1;
+  return count;
+}
+DK_INLINE void spread(const float* in, const uint16_t* bits, int64_t n, float* row) {
+  const uint8_t* set = (const uint8_t*)bits;
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const uint64_t bytes = byte_mask(set[i / 8]);
+    const __m256i mask = _mm256_cvtepi8_epi32(_mm_cvtsi64_si128((int64_t)bytes));
+    const __m256 spaced = _mm256_permutevar8x32_ps(_mm256_loadu_ps(in), byte_lanes(_pdep_u64(lane_numbers, bytes)));
+    _mm256_storeu_ps(row + i, _mm256_and_ps(spaced, _mm256_castsi256_ps(mask)));
+    in += __builtin_popcount(set[i / 8]);
+  }
+  for (; i < n; i++) {
+    const bool is_set = set[i / 8] >> i % 8 & 1;
+    row[i] = is_set ? *in : 0.0f;
+    in += is_set;
+  }
+}
+#endif
+
 // Flat position of the first index outside [0, size), or -1.
 DK_INLINE int64_t first_bad_index(const int32_t* indices, int64_t n, int64_t size) {
   for (int64_t q = 0; q < n; q++)

@@ -273,7 +273,7 @@ def _outer(values, indices, r, cols, weight, grad_weight, grad_values):
 
 
 def _dense_matmul(x, weight):
-    """x @ weight.T; where most entries of x equal one number (pixels of the background), only the others are multiplied."""
+    """x @ weight.T; where most entries of x equal one number (a background), only the others are multiplied."""
     if x.dtype in _SUFFIX and len(x) >= MOSTLY_CONSTANT_ROWS:
         x, y = x.contiguous(), x.new_empty(len(x), len(weight))
         if _call(
@@ -383,33 +383,32 @@ def _dense_side(other):
     return _compact(other.values.contiguous(), other.indices.contiguous(), other.size)
 
 
-def adam_outer(weight, moments, keep, touched, sparse, other, rule):
-    """Adam on a contiguous weight [I, O] whose gradient is sparse^T other; rows never in use are left alone.
-
-    moments: m and v [I, O]. keep: bool [I, O] or None. touched: uint8 [I]. other: a tensor [B, O] or KSparse.
-    """
+def adam_outer(weight, sparse, other, rule, m, v, start, bits, since):
+    """Adam on a contiguous weight [I, O] whose gradient is sparse^T other [B, O] (a tensor or KSparse)."""
     used, other = _dense_side(other)
     values, indices = sparse.values.contiguous(), sparse.indices.contiguous()
     bad = _call(
         "adam_outer", weight.dtype, values, indices, *indices.shape, *weight.shape, other, other.shape[1],
-        used, *rule, weight, *moments, keep, touched,
+        used, *rule, weight, m, v, start, bits, since,
     )  # fmt: skip
     _indices_error(bad, indices, len(weight))
 
 
-def touch_segments(grad, winner, per_unit, place, rows, count):
+def touch_segments(grad, winner, per_unit, place, rows, since, count):
     """Gives segments that won with gradient a place among the touched rows; returns their number."""
     # no thread count in this one: it walks the winners once
-    addresses = (grad.data_ptr(), winner.data_ptr(), *grad.shape, per_unit, place.data_ptr(), rows.data_ptr(), count)
-    return getattr(_cpu, "touch_segments" + _SUFFIX[grad.dtype])(*addresses)
+    tensors = [t.data_ptr() for t in (grad, winner, place, rows, since)]
+    return getattr(_cpu, "touch_segments" + _SUFFIX[grad.dtype])(
+        *tensors[:2], *grad.shape, per_unit, *tensors[2:], count
+    )
 
 
-def adam_segments(segments, grad, context, winner, rule, rows, count, rank1, m, v, keep, activations):
+def adam_segments(segments, grad, context, winner, rule, rows, since, count, rank1, m, v, keep, activations):
     """Adam on the touched rows of segments [O, S, C]; `activations` [O, S] of one context follow where given."""
     shape = (len(context), *segments.shape)
     _call(
-        "adam_segments", segments.dtype, grad, context, winner, *shape, *rule, rows, count, rank1, segments, m, v, keep,
-        activations,
+        "adam_segments", segments.dtype, grad, context, winner, *shape, *rule, rows, since, count, rank1, segments,
+        m, v, keep, activations,
     )  # fmt: skip
 
 

@@ -15,8 +15,10 @@ from ..nn import DendriteSegments, SparseLinear
 from ..ops import rezero_
 from ..sparsity import MaskedParameter
 from .segment_moments import SegmentMoments
+from .weight_moments import WeightMoments
 
-_DENSE_KEYS = ("step", "exp_avg", "exp_avg_sq")
+# What keeps the moments of a weight with this kind of factor.
+_KINDS = {OuterFactor: WeightMoments, SegmentFactor: SegmentMoments}
 
 
 class Adam(torch.optim.Optimizer):
@@ -110,45 +112,25 @@ class Adam(torch.optim.Optimizer):
     def _step_factored(self, p: Tensor, group: dict) -> bool:
         """Steps from factors; False where only a dense step is right."""
         factor = p.grad.one_factor()
-        if isinstance(factor, SegmentFactor):
-            return self._step_segments(p, factor, group)
-        return isinstance(factor, OuterFactor) and self._step_outer(p, factor, group)
-
-    def _step_outer(self, p: Tensor, factor: OuterFactor, group: dict) -> bool:
-        by_row = p.T if factor.by_input else p
-        if not by_row.is_contiguous():
+        kind = _KINDS.get(type(factor))
+        if kind is None or not kind.steppable(p, factor):
             return False
-        state = self.state[p]
-        if not state:
-            self._start(p, state)
-        if state.get("by_input", factor.by_input) != factor.by_input:
-            return False
-        if "touched" not in state:
-            state["by_input"] = factor.by_input
-            state["touched"] = self._rows_with_moments(state, factor.by_input)
+        state, mask = self.state[p], self._mask(p)
+        state.setdefault("step", torch.tensor(0.0))
+        if "moments" not in state or not state["moments"].fits(mask, factor):
+            state["moments"] = kind.for_factor(p, mask, factor, self._take_dense(p, group))
         state["step"] += 1
-        moments = [state[key].T if factor.by_input else state[key] for key in ("exp_avg", "exp_avg_sq")]
-        keep = self._mask(p)
-        keep = None if keep is None else (keep.T if factor.by_input else keep).contiguous()
-        rule = self._rule(group, state["step"])
-        cpu.adam_outer(by_row.detach(), moments, keep, state["touched"], factor.sparse, factor.other, rule)
-        torch.autograd.graph.increment_version(p)
+        state["moments"].step(p, factor, group, int(state["step"]))
         return True
 
-    def _step_segments(self, p: Tensor, factor: SegmentFactor, group: dict) -> bool:
+    def _take_dense(self, p: Tensor, group: dict) -> tuple[Tensor, Tensor] | None:
+        """exp_avg and exp_avg_sq, taken out of the state in whatever form it has them; None at the first step."""
         state = self.state[p]
-        if "exp_avg" in state or not p.is_contiguous():
-            return False  # it has had dense gradients
-        if not state:
-            state["step"] = torch.tensor(0.0)
-            state["moments"] = SegmentMoments(p)
-        state["step"] += 1
-        kept = cpu.kept_activations(factor.context, p)
-        state["moments"].step(p.detach(), factor, self._mask(p), self._rule(group, state["step"]), kept)
-        torch.autograd.graph.increment_version(p)
-        if kept is not None:
-            cpu.moved(p)
-        return True
+        if "moments" in state:
+            return state.pop("moments").to_dense(p, int(state["step"]), group["betas"])
+        if "exp_avg" in state:
+            return state.pop("exp_avg"), state.pop("exp_avg_sq")
+        return None
 
     def _step_dense(self, parameters: list[Tensor], group: dict) -> None:
         """torch's own Adam, on whatever has a dense gradient or must have one."""
@@ -157,12 +139,10 @@ class Adam(torch.optim.Optimizer):
         gradients = []
         for p in parameters:
             state = self.state[p]
-            if not state:
-                self._start(p, state)
-            elif "moments" in state:
-                state["exp_avg"], state["exp_avg_sq"] = state.pop("moments").to_dense(p, self._mask(p))
-            if "touched" in state:
-                state["touched"].fill_(1)
+            state.setdefault("step", torch.tensor(0.0))
+            if "exp_avg" not in state:
+                dense = self._take_dense(p, group) or (torch.zeros_like(p), torch.zeros_like(p))
+                state["exp_avg"], state["exp_avg_sq"] = dense
             gradients.append(p.grad.to_dense() if isinstance(p.grad, FactoredGrad) else p.grad)
         states = [self.state[p] for p in parameters]
         beta1, beta2 = group["betas"]
@@ -190,48 +170,36 @@ class Adam(torch.optim.Optimizer):
                 for t in (p, self.state[p]["exp_avg"], self.state[p]["exp_avg_sq"]):
                     rezero_(t, keep)
 
-    def _start(self, p: Tensor, state: dict) -> None:
-        state["step"] = torch.tensor(0.0)
-        state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
-
     def _mask(self, p: Tensor) -> Tensor | None:
         module = self._masks.get(p)
         return None if module is None else module.weight_mask
-
-    @staticmethod
-    def _rule(group: dict, step: Tensor) -> tuple[float, ...]:
-        """beta1, beta2, their complements' powers, lr and eps, as the kernels take them."""
-        (beta1, beta2), t = group["betas"], float(step)
-        return beta1, beta2, 1 - beta1**t, 1 - beta2**t, float(group["lr"]), group["eps"]
-
-    @staticmethod
-    def _rows_with_moments(state: dict, by_input: bool) -> Tensor:
-        dim = 0 if by_input else 1
-        return (state["exp_avg"].ne(0) | state["exp_avg_sq"].ne(0)).any(dim).to(torch.uint8)
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 
     def torch_state_dict(self) -> dict:
         """The state as torch.optim.Adam's state_dict, moments written out: load it there, or here."""
         out = super().state_dict()
-        ids = {id(p): i for i, p in enumerate(p for g in self.param_groups for p in g["params"])}
-        for p, state in self.state.items():
-            if "moments" in state:
-                exp_avg, exp_avg_sq = state["moments"].to_dense(p, self._mask(p))
-                out["state"][ids[id(p)]] = {"step": state["step"].clone(), "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
-            else:
-                out["state"][ids[id(p)]] = {key: state[key].clone() for key in _DENSE_KEYS}
+        number = 0
+        for group in self.param_groups:
+            for p in group["params"]:
+                state = self.state.get(p)
+                if state and "moments" in state:
+                    moments = state["moments"].to_dense(p, int(state["step"]), group["betas"])
+                    state = {"step": state["step"], "exp_avg": moments[0], "exp_avg_sq": moments[1]}
+                if state:
+                    out["state"][number] = {key: value.clone() for key, value in state.items()}
+                number += 1
         return out
 
     def state_dict(self) -> dict:
-        """The state in the form of torch.optim.Adam's, with the moments of touched segments alone where they suffice.
+        """The state in the form of torch.optim.Adam's, but for moments that are kept only where they can be nonzero.
 
         load_state_dict takes it back to the same bits; torch_state_dict() writes it out for torch.optim.Adam.
         """
         out = super().state_dict()
-        for state in out["state"].values():
+        for number, state in out["state"].items():
             if "moments" in state:
-                state["moments"] = state["moments"].state_dict()
+                out["state"][number] = {**state, "moments": state["moments"].state_dict()}
         return out
 
     def load_state_dict(self, state_dict: dict) -> None:
@@ -254,13 +222,11 @@ class Adam(torch.optim.Optimizer):
     def _loaded(self, p: Tensor, saved: dict) -> dict:
         state = {"step": torch.as_tensor(float(saved["step"]))}
         if "moments" in saved:
-            state["moments"] = SegmentMoments.from_state_dict(p, saved["moments"])
+            kind = SegmentMoments if p.dim() == 3 else WeightMoments
+            state["moments"] = kind.from_state_dict(p, self._mask(p), saved["moments"])
             return state
         if saved["exp_avg"].shape != p.shape:
             raise ValueError(f"state_dict: expected moments {tuple(p.shape)}, got {tuple(saved['exp_avg'].shape)}")
-        moments = [torch.empty_like(p).copy_(saved[key]) for key in ("exp_avg", "exp_avg_sq")]
-        if p.dim() == 3 and any(p is q for q in self._owned):
-            state["moments"] = SegmentMoments.from_dense(p, *moments)
-            return state
-        state["exp_avg"], state["exp_avg_sq"] = moments
+        for key in ("exp_avg", "exp_avg_sq"):
+            state[key] = torch.empty_like(p).copy_(saved[key])
         return state

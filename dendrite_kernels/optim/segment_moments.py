@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..backends import cpu
 from ..factored import SegmentFactor
+from .moments import MOVING, UNTOUCHED, Clock, awake
 
 
 class SegmentMoments:
@@ -17,30 +18,58 @@ class SegmentMoments:
     (of c and c * c): one number each. At the first other context, every touched row gets its C entries written out.
     """
 
-    def __init__(self, segments: Tensor):
+    def __init__(self, segments: Tensor, mask: Tensor | None):
         units, per_unit, self.width = segments.shape
-        self.per_unit, self.count = per_unit, 0
+        self.per_unit, self.count, self.clock = per_unit, 0, Clock()
+        self.keep = None if mask is None else mask.contiguous()
         self.place = torch.full((units * per_unit,), -1, dtype=torch.int32)
         self.rows = torch.zeros(units * per_unit, dtype=torch.int32)
+        self.since = torch.full((units * per_unit,), UNTOUCHED, dtype=torch.int32)  # of rows[i], see moments.py
         self.context = None  # [1, C]: the one context so far; None with written-out moments too
         self.rank1 = True
-        self.m = segments.new_zeros(units * per_unit)
-        self.v = segments.new_zeros(units * per_unit)
+        self.m, self.v = (segments.detach().new_zeros(units * per_unit) for _ in range(2))
 
-    def step(self, segments: Tensor, factor: SegmentFactor, keep: Tensor | None, rule: tuple, activations=None) -> None:
-        """One step of Adam on the touched rows, in place, and on the activations [O, S] of the factor's one context."""
+    @classmethod
+    def for_factor(cls, segments: Tensor, mask: Tensor | None, factor: SegmentFactor, dense=None) -> SegmentMoments:
+        """New moments: zero, or from torch.optim.Adam's `dense` (exp_avg, exp_avg_sq)."""
+        out = cls(segments, mask)
+        if dense is not None:
+            m, v = (t.reshape(-1, out.width) for t in dense)
+            touched = (m.ne(0) | v.ne(0)).any(1).nonzero()[:, 0]
+            out._number(touched.int())
+            out.rank1, out.m, out.v = False, m[touched], v[touched]
+        return out
+
+    def _number(self, rows: Tensor) -> None:
+        self.count = len(rows)
+        self.rows[: self.count], self.since[: self.count] = rows, MOVING
+        self.place[rows.long()] = torch.arange(self.count, dtype=torch.int32)
+
+    def fits(self, mask: Tensor | None, factor: SegmentFactor) -> bool:
+        """Whether these moments can take the factor."""
+        return mask is self.keep or (mask is not None and self.keep is not None and torch.equal(mask, self.keep))
+
+    @staticmethod
+    def steppable(segments: Tensor, factor: SegmentFactor) -> bool:
+        return segments.is_contiguous()
+
+    def step(self, segments: Tensor, factor: SegmentFactor, group: dict, now: int) -> None:
+        """One step of Adam on the touched rows, in place, and on the activations that are known of the one context."""
         grad, winner = factor.grad.contiguous(), factor.winner.contiguous()
         context = factor.context.contiguous()
+        rule, activations = self.clock.rule(segments, group, now), cpu.kept_activations(context, segments)
         if self.rank1 and not self._one_context(context):
-            self._write_out(keep)
-        self.count = cpu.touch_segments(grad, winner, self.per_unit, self.place, self.rows, self.count)
+            self._write_out()
+        self.count = cpu.touch_segments(grad, winner, self.per_unit, self.place, self.rows, self.since, self.count)
         if not self.rank1:
             self._make_room()
-        keep = None if keep is None else keep.contiguous()
-        moments = (self.m, self.v)
-        cpu.adam_segments(
-            segments, grad, context, winner, rule, self.rows, self.count, self.rank1, *moments, keep, activations
-        )  # fmt: skip
+        touched = (self.rows, self.since, self.count)
+        moments = (self.rank1, self.m, self.v, self.keep)
+        cpu.adam_segments(segments.detach(), grad, context, winner, rule, *touched, *moments, activations)
+        torch.autograd.graph.increment_version(segments)
+        self.clock.stepped(segments, group)
+        if activations is not None:
+            cpu.moved(segments)
 
     def _one_context(self, context: Tensor) -> bool:
         if len(context) != 1:
@@ -49,15 +78,15 @@ class SegmentMoments:
             self.context = context.clone()
         return self.context is not None and torch.equal(self.context, context)
 
-    def _write_out(self, keep: Tensor | None) -> None:
+    def _write_out(self) -> None:
         """From one number a row to C of them; a masked weight has no moments."""
         m, v = self.m[: self.count, None], self.v[: self.count, None]
         if self.context is None:
             self.m, self.v = (t.new_zeros(0, self.width) for t in (m, v))
         else:
             context = self.context
-            if keep is not None:
-                context = context * keep.reshape(-1, self.width)[self.touched().long()]
+            if self.keep is not None:
+                context = context * self.keep.reshape(-1, self.width)[self.touched().long()]
             self.m, self.v = m * context, v * context.square()
         self.rank1, self.context = False, None
 
@@ -70,34 +99,24 @@ class SegmentMoments:
         """The numbers o * S + s of the segments that have had gradient, in the order in which they first had it."""
         return self.rows[: self.count]
 
-    def to_dense(self, like: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
+    def to_dense(self, like: Tensor, now: int, betas: tuple[float, float]) -> tuple[Tensor, Tensor]:
         """exp_avg and exp_avg_sq as torch.optim.Adam has them, like the segments."""
-        written = SegmentMoments.from_state_dict(like, self.state_dict())
+        written = SegmentMoments.from_state_dict(like, self.keep, self.state_dict())
         if written.rank1:
-            written._write_out(keep)
+            written._write_out()
+        used = slice(self.count)
         out = []
-        for moments in (written.m, written.v):
+        for moments in awake(written.m[used], written.v[used], written.since[used], now, betas):
             dense = torch.zeros_like(like, memory_format=torch.contiguous_format)
-            dense.view(-1, self.width)[self.touched().long()] = moments[: self.count]
+            dense.view(-1, self.width)[self.touched().long()] = moments
             out.append(dense)
         return out[0], out[1]
-
-    @classmethod
-    def from_dense(cls, segments: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor) -> SegmentMoments:
-        """From torch.optim.Adam's: rows with moments that are not 0 have been touched."""
-        out = cls(segments.detach())
-        m, v = (t.reshape(-1, out.width) for t in (exp_avg, exp_avg_sq))
-        touched = (m.ne(0) | v.ne(0)).any(1).nonzero()[:, 0]
-        out.rank1, out.count = False, len(touched)
-        out.rows[: out.count] = touched.int()
-        out.place[touched] = torch.arange(out.count, dtype=torch.int32)
-        out.m, out.v = m[touched].clone(), v[touched].clone()
-        return out
 
     def state_dict(self) -> dict:
         used = slice(self.count)
         return {
             "rows": self.rows[used].clone(),
+            "since": self.since[used].clone(),
             "rank1": self.rank1,
             "context": None if self.context is None else self.context.clone(),
             "m": self.m[used].clone(),
@@ -105,11 +124,11 @@ class SegmentMoments:
         }
 
     @classmethod
-    def from_state_dict(cls, segments: Tensor, saved: dict) -> SegmentMoments:
-        out = cls(segments.detach())
-        out.count, out.rank1, out.context = len(saved["rows"]), saved["rank1"], saved["context"]
-        out.rows[: out.count] = saved["rows"]
-        out.place[saved["rows"].long()] = torch.arange(out.count, dtype=torch.int32)
+    def from_state_dict(cls, segments: Tensor, mask: Tensor | None, saved: dict) -> SegmentMoments:
+        out = cls(segments, mask)
+        out._number(saved["rows"])
+        out.since[: out.count] = saved["since"]
+        out.rank1, out.context = saved["rank1"], saved["context"]
         if out.rank1:
             out.m[: out.count], out.v[: out.count] = saved["m"], saved["v"]
         else:
