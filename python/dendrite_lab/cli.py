@@ -55,12 +55,12 @@ def run(
 ) -> None:
     """Trains and evaluates an experiment, and adds a row a seed to OUT/results.jsonl."""
     from .data import load_mnist
-    from .results import append_row, read_rows
+    from .results import append_row, finished_seeds
     from .train import run as run_one
     from .train import state_path
 
     config = experiment(name, _pairs(changes or []))
-    finished = _finished(read_rows, out, config) if resume else set()
+    finished = finished_seeds(out, config) if resume else set()
     mnist = load_mnist(data, say=console.print)
     for s in range(seed, seed + seeds):
         if s in finished:
@@ -100,15 +100,6 @@ def _pairs(changes: list[str]) -> dict[str, str]:
         if "=" not in text:
             raise LabError(f"--set {text}: expected key=value")
     return dict(text.split("=", 1) for text in changes)
-
-
-def _finished(read_rows, out: Path, config) -> set[int]:
-    from .report import _plain
-
-    if not (out / "results.jsonl").exists():
-        return set()
-    wanted = _plain(config.to_dict())
-    return {row["seed"] for row in read_rows(out) if row["config"] == wanted}
 
 
 def _progress() -> Progress:

@@ -29,7 +29,8 @@ class Experiment:
     train_samples: int = 60000  # fewer for a quick look; a result with fewer says so in its configuration
 
     def to_dict(self) -> dict:
-        return asdict(self)
+        """The fields as JSON gives them back (lists, not tuples), so that rows and states compare by ==."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     def checks(self) -> None:
         """Raises LabError for values that no run could use."""

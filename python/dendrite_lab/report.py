@@ -20,11 +20,7 @@ TITLES = {"prototype": "segments = tasks", "prototype_segments_10": "10 segments
 def as_configured(row: dict) -> bool:
     """Whether a row is of the experiment as named (no --set): only such rows stand beside published numbers."""
     named = EXPERIMENTS.get(row["experiment"])
-    return named is not None and {**row["config"]} == _plain(named.to_dict())
-
-
-def _plain(config: dict) -> dict:
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
+    return named is not None and row["config"] == named.to_dict()
 
 
 def table(rows: list[dict]) -> Table:

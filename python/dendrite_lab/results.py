@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dendrite_kernels.__main__ import versions
 
+from .config import Experiment
 from .errors import LabError
 
 ROWS = "results.jsonl"
@@ -60,3 +61,10 @@ def read_rows(folder: Path) -> list[dict]:
         except (json.JSONDecodeError, KeyError, TypeError):
             raise LabError(f"{path}, line {number}: not a result row; remove the line and run again") from None
     return list(newest.values())
+
+
+def finished_seeds(folder: Path, config: Experiment) -> set[int]:
+    """The seeds that have a row of exactly this configuration."""
+    if not (folder / ROWS).exists():
+        return set()
+    return {row["seed"] for row in read_rows(folder) if row["config"] == config.to_dict()}

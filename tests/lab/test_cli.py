@@ -81,6 +81,15 @@ def test_the_same_seed_gives_the_same_numbers(mnist, tmp_path):
     assert rows[0]["loss_by_task"] == rows[1]["loss_by_task"] != rows[2]["loss_by_task"]
 
 
+def test_only_rows_of_the_same_configuration_are_finished(tmp_path):
+    assert results.finished_seeds(tmp_path, SMALL_CONFIG) == set()
+    row = {"experiment": "prototype_10", "config": SMALL_CONFIG.to_dict()}
+    for seed in (0, 4):
+        results.append_row(tmp_path, {**row, "seed": seed})
+    results.append_row(tmp_path, {**row, "seed": 5, "config": EXPERIMENTS["prototype_10"].to_dict()})
+    assert results.finished_seeds(tmp_path, SMALL_CONFIG) == {0, 4}
+
+
 class Killed(Exception):
     pass
 
