@@ -56,11 +56,14 @@ def run(
     """Trains and evaluates an experiment, and adds a row a seed to OUT/results.jsonl."""
     from .data import load_mnist
     from .results import append_row, finished_seeds
+    from .train import check_unstarted, state_path
     from .train import run as run_one
-    from .train import state_path
 
     config = experiment(name, _pairs(changes or []))
     finished = finished_seeds(out, config) if resume else set()
+    if not resume:
+        for s in range(seed, seed + seeds):  # before the first of them is run
+            check_unstarted(state_path(out, config, s))
     mnist = load_mnist(data, say=console.print)
     for s in range(seed, seed + seeds):
         if s in finished:

@@ -111,19 +111,35 @@ def run(
     config: Experiment, seed: int, data: MNIST, folder: Path, *, resume: bool = False, progress: Progress | None = None
 ) -> dict:
     """Runs the experiment and returns its result row. With `resume`, goes on after the last finished task of a run
-    that was stopped, with its thread count (torch's matrix products depend on it), to the same numbers.
+    that was stopped, with its thread count (torch's matrix products depend on it), to the same numbers. Without it,
+    raises LabError where such a run has left its state.
     """
     path = state_path(folder, config, seed)
     model = build_model(config, seed)
     if resume and path.exists():
         state = State.load(path, config)
-        torch.set_num_threads(state.threads)
         if state.tasks_done:
             model.load_state_dict(state.model)
     else:
+        check_unstarted(path)
         state = State(config.to_dict(), seed, torch.get_num_threads())
         state.save(path)  # so that a run stopped in its first task is resumed with its threads too
-    tasks = PermutedMNIST(data, config.tasks, config.data_seed)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(state.threads)
+    try:
+        _run_tasks(model, PermutedMNIST(data, config.tasks, config.data_seed), config, state, path, progress)
+        return _row(config, state)
+    finally:
+        torch.set_num_threads(threads)  # the next seed runs with what its own command asks for
+
+
+def check_unstarted(path: Path) -> None:
+    """Raises LabError where a run has left its state: starting anew would write over it."""
+    if path.exists():
+        raise LabError(f"{path} is of an unfinished run: --resume goes on with it; delete it to start anew")
+
+
+def _run_tasks(model, tasks, config, state, path, progress) -> None:
     report = progress or (lambda done, total, what: None)
     for task in range(state.tasks_done, config.tasks):
         _train_task(model, tasks, task, config, state, report)
@@ -136,7 +152,6 @@ def run(
             state.eval_seconds += time.perf_counter() - start
         state.tasks_done, state.model = seen, model.state_dict()
         state.save(path)
-    return _row(config, state)
 
 
 def _steps(config: Experiment) -> int:

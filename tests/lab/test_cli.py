@@ -77,7 +77,7 @@ def test_a_run_learns_and_leaves_a_row(mnist, tmp_path):
 
 
 def test_the_same_seed_gives_the_same_numbers(mnist, tmp_path):
-    rows = [train.run(SMALL_CONFIG, seed, mnist, tmp_path) for seed in (1, 1, 2)]
+    rows = [train.run(SMALL_CONFIG, seed, mnist, tmp_path / str(i)) for i, seed in enumerate((1, 1, 2))]
     assert rows[0]["loss_by_task"] == rows[1]["loss_by_task"] != rows[2]["loss_by_task"]
 
 
@@ -105,10 +105,24 @@ def test_a_stopped_run_resumes_to_the_same_numbers(mnist, tmp_path, at, threads)
 
     with pytest.raises(Killed):
         train.run(SMALL_CONFIG, 3, mnist, tmp_path, progress=kill)
-    threads(1)  # the resumed run takes the first one's thread count
-    resumed = train.run(SMALL_CONFIG, 3, mnist, tmp_path, resume=True)
-    for key in ("accuracy_by_task", "loss_by_task", "threads"):
+    threads(1)
+    steps = []
+    resumed = train.run(SMALL_CONFIG, 3, mnist, tmp_path, resume=True, progress=lambda done, *_: steps.append(done))
+    for key in ("accuracy_by_task", "loss_by_task", "threads"):  # the resumed run takes the first one's thread count
         assert resumed[key] == whole[key]
+    assert steps[0] == at // 24 * 24 + 1  # after the tasks that were finished
+    assert torch.get_num_threads() == 1  # and what runs next has its own again
+
+
+def test_an_unfinished_run_is_not_written_over(mnist, tmp_path):
+    train.run(SMALL_CONFIG, 0, mnist, tmp_path)
+    path = train.state_path(tmp_path, SMALL_CONFIG, 0)
+    before = path.read_bytes()
+    with pytest.raises(
+        LabError, match=r"seed0\.state\.pt is of an unfinished run: --resume goes on with it; delete it"
+    ):
+        train.run(SMALL_CONFIG, 0, mnist, tmp_path)
+    assert path.read_bytes() == before
 
 
 def test_a_state_of_another_configuration_is_refused(mnist, tmp_path):
