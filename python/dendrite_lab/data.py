@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .errors import LabError
+from .errors import LabError, naming
 
 try:
     from numpy._core.multiarray import _reconstruct
@@ -100,8 +100,9 @@ def write_atomically(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part{os.getpid()}")
     try:
-        part.write_bytes(content)
-        part.replace(path)
+        with naming(path):
+            part.write_bytes(content)
+            part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 

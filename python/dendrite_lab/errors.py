@@ -1,5 +1,21 @@
 """What the command line reports as one sentence and exits with 1 for."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class LabError(Exception):
     """A mistake in the input or the surroundings, with what to do about it."""
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Gives an OSError raised inside the path, where it has none: a failed write says why, but not of which file."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise

@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 from rich.table import Table
 
 from .config import EXPERIMENTS, PUBLISHED
+from .errors import naming
 
 TITLES = {"prototype": "segments = tasks", "prototype_segments_10": "10 segments"}
 
@@ -65,7 +66,8 @@ def plot(rows: list[dict], path: Path) -> Path:
     axes.grid(alpha=0.3)
     axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    with naming(path):
+        figure.savefig(path, dpi=150)
     plt.close(figure)
     return path
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from datetime import datetime, timezone
 from pathlib import Path
@@ -10,9 +11,13 @@ from pathlib import Path
 from dendrite_kernels.__main__ import versions
 
 from .config import Experiment
-from .errors import LabError
+from .errors import LabError, naming
 
 ROWS = "results.jsonl"
+NUMBER = (int, float)
+# What is read of a row, here and in the report; all else in it is for people.
+READ = {"experiment": str, "family": str, "seed": int, "config": dict}
+READ |= {"accuracy": NUMBER, "train_seconds": NUMBER, "eval_seconds": NUMBER}
 
 
 def provenance() -> dict:
@@ -43,8 +48,13 @@ def append_row(folder: Path, row: dict) -> Path:
     """Adds a row in one write, so that runs side by side do not mix their lines."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ROWS
-    with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
+    line = json.dumps(row) + "\n"
+    with naming(path), path.open("ab+") as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":  # what a full disk cut short stays a line of its own
+                line = "\n" + line
+        file.write(line.encode())
     return path
 
 
@@ -54,13 +64,25 @@ def read_rows(folder: Path) -> list[dict]:
     if not path.exists():
         raise LabError(f"no results in {folder}: run an experiment first, e.g. `dendrite-lab run prototype_10`")
     newest = {}
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
-            row = json.loads(line)
-            newest[row["experiment"], row["seed"], json.dumps(row["config"], sort_keys=True)] = row
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise LabError(f"{path}, line {number}: not a result row; remove the line and run again") from None
+            row = _parsed(line)
+        except ValueError as error:  # of JSON or of UTF-8 too
+            raise LabError(f"{path}, line {number}: not a result row ({error}): remove it and run again") from None
+        newest[row["experiment"], row["seed"], json.dumps(row["config"], sort_keys=True)] = row
     return list(newest.values())
+
+
+def _parsed(line: bytes) -> dict:
+    row = json.loads(line)
+    if not isinstance(row, dict):
+        raise ValueError("not an object")
+    for key, kind in READ.items():
+        if not isinstance(row.get(key), kind):
+            raise ValueError(f"no {key}, or one of another type")
+    if not isinstance(row["config"].get("tasks"), int):
+        raise ValueError("no tasks in config")
+    return row
 
 
 def finished_seeds(folder: Path, config: Experiment) -> set[int]:
