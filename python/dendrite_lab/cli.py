@@ -10,8 +10,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
-from .config import EXPERIMENTS, PUBLISHED, experiment
+from .config import EXPERIMENTS, LARGEST_SEED, PUBLISHED, experiment
 from .errors import LabError
 
 app = typer.Typer(
@@ -20,7 +21,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console()
+# Without markup: names, paths and values that users give are printed as they are.
+console = Console(markup=False, emoji=False)
+errors = Console(markup=False, emoji=False, highlight=False, stderr=True, soft_wrap=True)
 
 Out = Annotated[Path, typer.Option("--out", help="Folder of results and of the state of unfinished runs.")]
 
@@ -54,12 +57,17 @@ def run(
     changes: Annotated[list[str] | None, typer.Option("--set", help="key=value, a field of the configuration.")] = None,
 ) -> None:
     """Trains and evaluates an experiment, and adds a row a seed to OUT/results.jsonl."""
+    config = experiment(name, _pairs(changes or []))
+    if seed + seeds - 1 > LARGEST_SEED:
+        raise LabError(f"--seed: expected seeds up to {LARGEST_SEED}, got {seed + seeds - 1}")
+
+    # torch takes seconds to import: after what needs none of it
     from .data import load_mnist
     from .results import append_row, finished_seeds
-    from .train import check_unstarted, state_path
+    from .train import check_backend, check_unstarted, state_path
     from .train import run as run_one
 
-    config = experiment(name, _pairs(changes or []))
+    check_backend()
     finished = finished_seeds(out, config) if resume else set()
     if not resume:
         for s in range(seed, seed + seeds):  # before the first of them is run
@@ -75,7 +83,11 @@ def run(
             def show(done: int, total: int, what: str, bar=bar, task=task) -> None:
                 bar.update(task, completed=done, total=total, what=what)
 
-            row = run_one(config, s, mnist, out, resume=resume, progress=show)
+            try:
+                row = run_one(config, s, mnist, out, resume=resume, progress=show)
+            except KeyboardInterrupt:  # typer would end without a word
+                errors.print("stopped; the same command with --resume goes on after the last finished task")
+                raise typer.Exit(130) from None
         path = append_row(out, row)
         state_path(out, config, s).unlink(missing_ok=True)
         published = PUBLISHED[config.family].get(config.tasks)
@@ -113,18 +125,14 @@ def _progress() -> Progress:
 
 def main() -> None:
     """Runs the command line; a LabError or a system error becomes one sentence and exit status 1."""
-    errors = Console(stderr=True, soft_wrap=True)
     try:
-        app()
+        app()  # leaves by SystemExit unless it fails
     except LabError as error:
-        errors.print(f"[red]error:[/red] {error}", highlight=False)
-        sys.exit(1)
+        sentence = str(error)
     except OSError as error:
-        errors.print(f"[red]error:[/red] {error.filename or 'a file'}: {error.strerror or error}", highlight=False)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        errors.print("stopped; the same command with --resume goes on after the last finished task")
-        sys.exit(130)
+        sentence = f"{error.filename or 'a file'}: {error.strerror or error}"
+    errors.print(Text.assemble(("error:", "red"), " ", sentence))
+    sys.exit(1)
 
 
 if __name__ == "__main__":

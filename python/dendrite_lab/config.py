@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import math
 from dataclasses import asdict, dataclass, fields, replace
 
 from .errors import LabError
+
+LARGEST_SEED = 2**32 - 1  # what follows from a seed and a task stays within torch's 64 bits
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,13 @@ class Experiment:
         for field in ("tasks", "epochs", "segments", "batch_size", "test_batch_size", "train_samples"):
             if getattr(self, field) < 1:
                 raise LabError(f"{field}: expected 1 or more, got {getattr(self, field)}")
-        if self.lr <= 0:
-            raise LabError(f"lr: expected more than 0, got {self.lr}")
+        for field in ("hidden", "evaluate_after"):
+            if min(getattr(self, field)) < 1:
+                raise LabError(f"{field}: expected numbers of 1 or more, got {_as_typed(getattr(self, field))}")
+        if not 0 < self.lr < math.inf:  # NaN is neither
+            raise LabError(f"lr: expected a finite number above 0, got {self.lr}")
+        if not 0 <= self.data_seed <= LARGEST_SEED:
+            raise LabError(f"data_seed: expected 0 to {LARGEST_SEED}, got {self.data_seed}")
         if not self.batch_size <= self.train_samples <= 60000:
             raise LabError(f"train_samples: expected batch_size ({self.batch_size}) to 60000, got {self.train_samples}")
         for field, top in (("percent_on", 1), ("context_density", 1)):
@@ -46,6 +54,8 @@ class Experiment:
                 raise LabError(f"{field}: expected a fraction in (0, 1], got {getattr(self, field)}")
         if not 0 <= self.weight_sparsity < 1:
             raise LabError(f"weight_sparsity: expected a fraction in [0, 1), got {self.weight_sparsity}")
+        if round(min(self.hidden) * self.percent_on) < 1:
+            raise LabError(f"percent_on: {self.percent_on} of {min(self.hidden)} units leaves no winner in a layer")
 
 
 # systems.md, section 2: epochs and learning rate by number of tasks
@@ -77,7 +87,7 @@ def experiment(name: str, changes: dict[str, str] | None = None) -> Experiment:
     """The experiment of this name, with fields replaced ("lr" -> "1e-3"). Raises LabError for unknown ones."""
     if name not in EXPERIMENTS:
         near = difflib.get_close_matches(name, EXPERIMENTS, n=3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        hint = f"; did you mean {' or '.join(near)}?" if near else ":"
         raise LabError(f"unknown experiment {name!r}{hint} `dendrite-lab list` names them all")
     config = EXPERIMENTS[name]
     config = replace(config, **{key: _parsed(config, key, text) for key, text in (changes or {}).items()})
@@ -95,4 +105,8 @@ def _parsed(config: Experiment, key: str, text: str):
             return tuple(int(part) for part in text.split(","))
         return type(present)(text)
     except ValueError:
-        raise LabError(f"--set {key}: expected a value like {present}, got {text!r}") from None
+        raise LabError(f"--set {key}: expected a value like {_as_typed(present)}, got {text!r}") from None
+
+
+def _as_typed(value) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from dendrite_kernels import backend
 from dendrite_kernels.nn import DendriticMLP, nearest_prototype
 from dendrite_kernels.sparsity import rezero_weights
 
@@ -131,6 +132,14 @@ def run(
         return _row(config, state)
     finally:
         torch.set_num_threads(threads)  # the next seed runs with what its own command asks for
+
+
+def check_backend() -> None:
+    """Raises LabError where DENDRITE_BACKEND names none, or one that can't run here."""
+    try:
+        backend.choose(torch.device("cpu"))
+    except (ValueError, backend.BackendUnavailable) as error:
+        raise LabError(str(error)) from None
 
 
 def check_unstarted(path: Path) -> None:

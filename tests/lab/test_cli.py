@@ -173,3 +173,15 @@ def test_kill_dash_nine_and_resume(command, tmp_path):
     for key in ("accuracy_by_task", "loss_by_task"):
         assert resumed[key] == whole[key]
     assert not list(out.glob("*.state.pt"))
+
+
+def test_control_c_says_how_to_go_on(command, small, tmp_path):
+    words = command(800, **{**small, "epochs": "100000"})
+    process = subprocess.Popen(
+        [*words, "--out", tmp_path], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    wait_for(process, tmp_path, 0)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert said == "stopped; the same command with --resume goes on after the last finished task\n"
+    assert process.returncode == 130 and tasks_done(tmp_path) == 0
