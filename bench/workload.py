@@ -8,17 +8,19 @@ from statistics import median
 
 import torch
 from baselines import PlainNetwork, matching_parameters
+from dendrite_lab.config import EXPERIMENTS, experiment
 from dendrite_lab.data import MNIST, load_mnist
 from dendrite_lab.errors import LabError
 from dendrite_lab.permuted import PermutedMNIST, batches
+from dendrite_lab.train import build_model, train_step
 
 from dendrite_kernels.nn import DendriticMLP
-from dendrite_kernels.sparsity import rezero_weights
 
-LR, EPOCH_SAMPLES = 5e-4, 60000
-# Relative L2 distance of two float32 gradients of one batch. Summing in another order moves them by about 1e-6; where
-# it moves a value across the k-th, one winner of 26,112 changes, which is within this too.
-AGREEMENT = 0.02
+EXPERIMENT = "prototype_10"
+LR = EXPERIMENTS[EXPERIMENT].lr
+# Relative L2 distances of two float32 gradients of one batch. Summing in another order moves them by about 1e-6, but
+# where it moves a value across the k-th, a winner of 26,112 changes, and with it a share of the gradient.
+AGREEMENT, AGREEMENT_ON_AN_EDGE = 1e-4, 0.02
 
 
 def load_data(folder: Path | None) -> tuple[MNIST, str]:
@@ -34,8 +36,8 @@ def load_data(folder: Path | None) -> tuple[MNIST, str]:
 
 
 def make_model(segments: int) -> DendriticMLP:
-    torch.manual_seed(0)
-    return DendriticMLP(784, (2048, 2048), 10, segments, 784, context_density=0.1)
+    """The network of the experiment, with another number of segments."""
+    return build_model(experiment(EXPERIMENT, {"segments": str(segments)}), seed=0)
 
 
 class Ours:
@@ -60,11 +62,7 @@ class Ours:
         return self.x[index], self.labels[index], self.context
 
     def step(self, batch) -> None:
-        x, labels, context = batch
-        self.optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(self.model(x, context), labels).backward()
-        self.optimizer.step()
-        rezero_weights(self.model)
+        train_step(self.model, self.optimizer, *batch)
 
     def touched_rows(self) -> list[int]:
         """Segments of each layer that have had gradient since the optimizer was made."""
@@ -83,18 +81,30 @@ def disagreement(ours: DendriticMLP, plain: PlainNetwork, batch) -> dict[str, fl
         losses.append(loss.detach())
     out = {"loss": float((losses[0] - losses[1]).abs() / losses[1].abs())}
     for name, mine, theirs in matching_parameters(ours, plain):
-        mask = theirs.grad.new_ones(()) if "weight" not in name else (theirs != 0)
-        out[name] = float(((mine.grad - theirs.grad) * mask).norm() / (theirs.grad * mask).norm())
+        out[name] = float((mine.grad - theirs.grad).norm() / theirs.grad.norm())  # masked weights have gradient too
     ours.zero_grad()
     plain.zero_grad()
     return out
 
 
+@torch.no_grad()
+def same_winners(ours: DendriticMLP, plain: PlainNetwork, batch) -> bool:
+    """Whether the same units win in every hidden layer."""
+    x, _, context = batch
+    mine = theirs = x
+    for layer, plain_layer in zip(ours.layers, plain.layers, strict=True):
+        mine, theirs = layer(mine, context), plain_layer(theirs, context)
+        if not torch.equal(mine.to_dense() != 0, theirs != 0):
+            return False
+    return True
+
+
 def check_agreement(ours: DendriticMLP, plain: PlainNetwork, batch) -> float:
     """The largest disagreement; raises AssertionError where it is more than rounding and knife-edge winners explain."""
     distances = disagreement(ours, plain, batch)
+    limit = AGREEMENT if same_winners(ours, plain, batch) else AGREEMENT_ON_AN_EDGE
     worst = max(distances, key=distances.get)
-    assert distances[worst] < AGREEMENT, f"{worst}: relative distance {distances[worst]:.2g} from the baseline"
+    assert distances[worst] < limit, f"{worst}: relative distance {distances[worst]:.2g} from the baseline"
     return distances[worst]
 
 
