@@ -142,7 +142,7 @@ def bench_kwinners_bfloat16(benchmark, race, label):
     def check(z):  # topk breaks ties its own way
         assert torch.equal(z.sort(1, descending=True).values[:, :K], want.sort(1, descending=True).values[:, :K])
 
-    race(label, lambda: function(y, K), check, shape=f"B = {BATCH}, O = {UNITS}, k = {K}")
+    race(label, lambda: function(y, K), check, shape=f"B = {BATCH}, O = {UNITS}, k = {K}", dtype=torch.bfloat16)
 
 
 # ---- sparse_linear --------------------------------------------------------------------------------------------------
@@ -164,22 +164,29 @@ def bench_sparse_linear(benchmark, race, label, backward, batch, k):
     dense = x.to_dense().requires_grad_(backward)
     values = x.values.requires_grad_(backward)
     csr = dense.detach().to_sparse_csr()
-    wide = dense.detach().double() @ weight.detach().double().T
-    grad = torch.randn(batch, UNITS)
+    wide_x, wide_weight, grad = dense.detach().double(), weight.detach().double(), torch.randn(batch, UNITS)
+    ours = label.startswith("ours")
 
     def forward():
-        if label.startswith("ours"):
+        if ours:
             return dk.sparse_linear(dk.KSparse(values, x.indices, UNITS), weight)
         return csr @ weight.T if "CSR" in label else torch.nn.functional.linear(dense, weight)
 
     def both():
-        return torch.autograd.grad(forward(), (values if label.startswith("ours") else dense, weight), grad)[1]
+        return torch.autograd.grad(forward(), (values if ours else dense, weight), grad)
 
-    want = grad.double().T @ dense.detach().double() if backward else wide
+    def check(out):
+        assert_close(out, wide_x @ wide_weight.T, terms=k)
+
+    def check_both(grads):
+        want = grad.double() @ wide_weight
+        assert_close(grads[0], want.gather(1, x.indices.long()) if ours else want, terms=UNITS)
+        assert_close(grads[1], grad.double().T @ wide_x, terms=batch)
+
     race(
         label,
         both if backward else forward,
-        lambda out: assert_close(out, want, terms=max(batch, k)),
+        check_both if backward else check,
         shape=f"B = {batch}, I = O = {UNITS}, k = {k}",
         rounds=9,
     )

@@ -1,5 +1,7 @@
 """A whole training step of the papers' network, torch's fused Adam on both sides (bench/step.py times it in full)."""
 
+from itertools import count
+
 import pytest
 import torch
 from baselines import PlainNetwork
@@ -17,12 +19,24 @@ def data():
 def bench_training_step(benchmark, race, label, segments, data):
     mnist, source = data
     benchmark.group = f"training step, S = {segments}, fused Adam, {source} data"
-    ours = Ours(segments, PermutedMNIST(mnist, 1), 256)
+    ours = Ours(segments, PermutedMNIST(mnist, 2), 256)
     for _ in range(20):
         ours.step(ours.next_batch())
     plain = PlainNetwork(ours.model)
     check_agreement(ours.model, plain, ours.next_batch())
-    optimizer = torch.optim.Adam(plain.parameters(), lr=LR, fused=True)
-    batch = ours.next_batch()
-    step = (lambda: ours.step(batch)) if label == "ours" else (lambda: plain.train_step(optimizer, *batch))
-    race(label, step, lambda _: None, shape="784-2048-2048-10, B = 256", rounds=15 if label == "ours" else 3, warmup=1)
+    rounds, optimizer, turns = 15 if label == "ours" else 3, None, count()
+
+    def next_batch():
+        """A new batch a step. In the middle a new task starts: with its context, and a new Adam on either side."""
+        nonlocal optimizer
+        turn = next(turns)
+        if turn == rounds // 2 + 2:  # after the step that is checked, and the one that warms up
+            ours.start_task(1)
+        if turn in (0, rounds // 2 + 2):
+            optimizer = torch.optim.Adam(plain.parameters(), lr=LR, fused=True)
+        return ours.next_batch()
+
+    def step(*batch):
+        return ours.step(batch) if label == "ours" else plain.train_step(optimizer, *batch)
+
+    race(label, step, lambda _: None, shape="784-2048-2048-10, B = 256", inputs=next_batch, rounds=rounds, warmup=1)

@@ -1,8 +1,8 @@
 """The harness of `pytest bench/`: every benchmark checks its output first, and rivals of one group share a run.
 
-A benchmark calls `race(label, function, check, bytes)`: `check(output)` must pass or the benchmark fails and reports no
-speed. After the tests, each group is printed with every rival's time over ours and, where bytes are given, the share
-of the memory bandwidth that was measured in the same run.
+A benchmark calls `race(label, function, check, ...)`: `check(output)` must pass or the benchmark fails and reports no
+speed; `inputs()` makes the arguments of each round, untimed. After the tests, each group is printed with every rival's
+time over ours and, where bytes are given, the share of the memory bandwidth that was measured in the same run.
 """
 
 import time
@@ -31,12 +31,12 @@ def bandwidth():
 
 @pytest.fixture
 def race(benchmark, bandwidth):
-    def run(label, function, check, *, shape, bytes_=0, rounds=15, warmup=2):
-        check(function())
+    def run(label, function, check, *, shape, dtype=torch.float32, inputs=tuple, bytes_=0, rounds=15, warmup=2):
+        check(function(*inputs()))
         benchmark.extra_info.update(
             label=label,
             shape=shape,
-            dtype="float32",
+            dtype=str(dtype).removeprefix("torch."),
             device="cpu",
             threads=torch.get_num_threads(),
             versions=versions(),
@@ -44,7 +44,7 @@ def race(benchmark, bandwidth):
             bytes=bytes_,
             bandwidth=bandwidth,
         )
-        benchmark.pedantic(function, rounds=rounds, warmup_rounds=warmup, iterations=1)
+        benchmark.pedantic(function, setup=lambda: (inputs(), {}), rounds=rounds, warmup_rounds=warmup, iterations=1)
 
     return run
 
