@@ -55,12 +55,11 @@ template <class T> DK_INLINE void let_rest(const AdamRule<T>& rule, int32_t& sin
   if (!used && !changed && rule.may_rest) since = rule.now;
 }
 
-template <class T> int64_t adam_outer(const AdamOuter<T>& p) {
+template <class T> void adam_outer(const AdamOuter<T>& p) {
   const KSparseOuter<T>& outer = p.outer;
-  const int64_t bad = first_bad_index(outer.indices, outer.B * outer.k, outer.I), O = outer.O;
-  if (bad >= 0) return bad;
+  const int64_t O = outer.O;
   const OuterRows<T> rows(outer);
-  const int64_t row_size = round_up(O, 16) + 16, words = round_up(O, 16) / 16;
+  const int64_t row_size = round_up(O, 16) + 32, words = round_up(O, 16) / 16;
   const Buffer<T> scratch(outer.threads * 3 * row_size);
 #pragma omp parallel num_threads(outer.threads)
   {
@@ -73,7 +72,7 @@ template <class T> int64_t adam_outer(const AdamOuter<T>& p) {
       if (may_skip(p.rule, since, used)) continue;
       T *weights = p.weight + i * O, *m = p.m + p.start[i], *v = p.v + p.start[i];
       wake(p.rule, since, m, v, p.start[i + 1] - p.start[i]);
-      if (used) rows.row(i, full);
+      if (used) rows.sum_into(i, full);
       bool changed;
       if (p.bits) {
         const uint16_t* bits = p.bits + i * words;
@@ -87,7 +86,6 @@ template <class T> int64_t adam_outer(const AdamOuter<T>& p) {
       let_rest(p.rule, since, used, changed);
     }
   }
-  return -1;
 }
 
 // One step of a row whose gradient has always been a multiple of the same context c: its moments are gm * c and

@@ -4,7 +4,6 @@
 
 #include <cmath>
 #include <string>
-#include <vector>
 
 #include "cpu/kernels.h"
 #include "cpu/pool.h"
@@ -73,20 +72,22 @@ template <class T> static void define(py::module_& m, const std::string& suffix)
     return kernels<T>().mostly_constant_matmul({at<T>(x), B, I, O, at<T>(weight), stride_i, stride_o, most_others, at<T>(y),
                                                 threads});
   });
-  def("ksparse_outer", [](Address values, Address indices, int64_t B, int64_t k, int64_t I, int64_t O, Address r,
-                          int64_t n, Address cols, Address weight, int64_t stride_i, int64_t stride_o, Address grad_weight,
-                          int64_t grad_stride_i, int64_t grad_stride_o, Address grad_values, int threads) {
-    return kernels<T>().ksparse_outer({at<T>(values), at<int32_t>(indices), B, k, I, O, at<T>(r), n, at<int32_t>(cols),
-                                       at<T>(weight), stride_i, stride_o, at<T>(grad_weight), grad_stride_i,
-                                       grad_stride_o, at<T>(grad_values), threads});
+  def("ksparse_outer", [](Address values, Address start, Address entry, Address sample, int64_t B, int64_t k, int64_t I,
+                          int64_t O, Address r, int64_t n, Address cols, Address weight, int64_t stride_i, int64_t stride_o,
+                          Address grad_weight, int64_t grad_stride_i, int64_t grad_stride_o, Address grad_values,
+                          int threads) {
+    kernels<T>().ksparse_outer({at<T>(values), at<int32_t>(start), at<int32_t>(entry), at<int32_t>(sample), B, k, I, O,
+                                at<T>(r), n, at<int32_t>(cols), at<T>(weight), stride_i, stride_o, at<T>(grad_weight),
+                                grad_stride_i, grad_stride_o, at<T>(grad_values), threads});
   });
-  def("adam_outer", [](Address values, Address indices, int64_t B, int64_t k, int64_t I, int64_t O, Address r, int64_t n,
-                       Address cols, double beta1, double beta2, double lr, double eps, int32_t now, bool may_rest,
-                       Address weight, Address m, Address v, Address start, Address bits, Address since, int threads) {
-    const KSparseOuter<T> outer{at<T>(values), at<int32_t>(indices), B, k, I, O, at<T>(r), n, at<int32_t>(cols),
-                                nullptr, 0, 0, nullptr, 0, 0, nullptr, threads};
-    return kernels<T>().adam_outer({outer, adam_rule<T>(beta1, beta2, lr, eps, now, may_rest), at<T>(weight), at<T>(m),
-                                    at<T>(v), at<int64_t>(start), at<uint16_t>(bits), at<int32_t>(since)});
+  def("adam_outer", [](Address values, Address lists, Address entry, Address sample, int64_t B, int64_t k, int64_t I,
+                       int64_t O, Address r, int64_t n, Address cols, double beta1, double beta2, double lr, double eps,
+                       int32_t now, bool may_rest, Address weight, Address m, Address v, Address start, Address bits,
+                       Address since, int threads) {
+    const KSparseOuter<T> outer{at<T>(values), at<int32_t>(lists), at<int32_t>(entry), at<int32_t>(sample), B, k, I, O,
+                                at<T>(r), n, at<int32_t>(cols), nullptr, 0, 0, nullptr, 0, 0, nullptr, threads};
+    kernels<T>().adam_outer({outer, adam_rule<T>(beta1, beta2, lr, eps, now, may_rest), at<T>(weight), at<T>(m), at<T>(v),
+                             at<int64_t>(start), at<uint16_t>(bits), at<int32_t>(since)});
   });
   def("adam_segments", [](Address grad, Address context, Address winner, int64_t G, int64_t O, int64_t S, int64_t C,
                           double beta1, double beta2, double lr, double eps, int32_t now, bool may_rest, Address rows,
@@ -110,31 +111,19 @@ template <class T> static void define(py::module_& m, const std::string& suffix)
     }
     return count;
   });
-  def("densify", [](Address values, Address indices, int64_t B, int64_t k, int64_t O, Address z, bool gather, int threads) {
-    return kernels<T>().densify({at<T>(values), at<int32_t>(indices), B, k, O, at<T>(z), gather, threads});
+  def("densify", [](Address values, Address indices, Address place, int64_t B, int64_t k, int64_t O, Address z, bool gather,
+                    int threads) {
+    return kernels<T>().densify({at<T>(values), at<int32_t>(indices), at<int32_t>(place), B, k, O, at<T>(z), gather, threads});
   });
   def("rezero", [](Address weight, Address keep, int64_t n, int threads) {
     kernels<T>().rezero({at<T>(weight), at<uint8_t>(keep), n, threads});
   });
 }
 
-// The columns that occur, ascending, and every index replaced by its column's place among them; returns their number,
-// or -1 - q where indices[q] is out of range.
-static int64_t number_columns(Address indices, int64_t n, int64_t size, Address used, Address renumbered) {
-  const int32_t* index = at<int32_t>(indices);
-  std::vector<int32_t> place(size, 0);
-  for (int64_t q = 0; q < n; q++) {
-    if ((uint32_t)index[q] >= (uint64_t)size) return -1 - q;
-    place[index[q]] = 1;
-  }
-  int32_t count = 0;
-  for (int64_t c = 0; c < size; c++)
-    if (place[c]) {
-      at<int32_t>(used)[count] = (int32_t)c;
-      place[c] = count++;
-    }
-  for (int64_t q = 0; q < n; q++) at<int32_t>(renumbered)[q] = place[index[q]];
-  return count;
+static int64_t unit_lists(Address indices, int64_t B, int64_t k, int64_t units, Address start, Address entry,
+                          Address sample, Address used, Address place) {
+  return kernels<float>().unit_lists({at<int32_t>(indices), B, k, units, at<int32_t>(start), at<int32_t>(entry),
+                                      at<int32_t>(sample), at<int32_t>(used), at<int32_t>(place)});
 }
 
 static Isa isa_named(const std::string& wanted) {
@@ -152,7 +141,7 @@ PYBIND11_MODULE(_cpu, m) {
       .def_buffer([](Block& b) { return py::buffer_info((uint8_t*)b.data(), (py::ssize_t)b.bytes()); });
   m.def("pool_bytes", pool_bytes);
   m.def("pool_release", pool_release);
-  m.def("number_columns", number_columns, py::call_guard<py::gil_scoped_release>());
+  m.def("unit_lists", unit_lists, py::call_guard<py::gil_scoped_release>());
   m.def("isa", [] { return name(current_isa()); }, "The instruction set in use.");
   m.def("set_isa", [](const std::string& wanted) { set_isa(isa_named(wanted)); });
   m.def("supported_isas", [] {

@@ -90,11 +90,21 @@ template <class T> struct MostlyConstantMatmul {
   int threads;
 };
 
+// The entries q = b * k + j of indices [B, k] by the unit that they name: those of unit u are entry[i], of the samples
+// sample[i], for start[u] <= i < start[u + 1].
+struct MakeUnitLists {
+  const int32_t* indices;
+  int64_t B, k, units;
+  int32_t *start, *entry, *sample;  // [units + 1], [B * k], [B * k]
+  int32_t *used, *place;            // [units]: the units that are named, ascending; each one's number among them
+};
+
 // grad_m[i, :] = sum over (b, j) with indices[b, j] == i of values[b, j] * r[b, :], and
 // grad_values[b, j] = r[b, :] . m[indices[b, j], :].  r [B, n] holds the columns cols (null: all O, in order).
+// The indices come as their unit lists.
 template <class T> struct KSparseOuter {
   const T* values;
-  const int32_t* indices;
+  const int32_t *start, *entry, *sample;
   int64_t B, k, I, O;
   const T* r;
   int64_t n;
@@ -143,7 +153,7 @@ template <class T> struct AdamSegments {
 
 template <class T> struct Densify {  // z [B, O] from values at indices, or (gather) values from z
   T* values;
-  const int32_t* indices;
+  const int32_t *indices, *place;  // place: unit -> column of z, and the indices are known to be in range; or null
   int64_t B, k, O;
   T* z;
   bool gather;
@@ -157,7 +167,8 @@ template <class T> struct Rezero {  // weight = 0 where keep is 0, both in the s
   int threads;
 };
 
-// Kernels that read indices return the flat position of the first one out of range, or -1.
+// Kernels that read indices return the flat position q of the first one out of range, or -1; unit_lists returns the
+// number of units that are named, or -1 - q.
 template <class T> struct Kernels {
   void (*segment_gate)(const SegmentGate<T>&);
   void (*segment_gate_backward)(const SegmentGateBackward<T>&);
@@ -166,10 +177,11 @@ template <class T> struct Kernels {
   int64_t (*winners_backward)(const WinnersBackward<T>&);
   int64_t (*ksparse_matmul)(const KSparseMatmul<T>&);
   bool (*mostly_constant_matmul)(const MostlyConstantMatmul<T>&);
-  int64_t (*ksparse_outer)(const KSparseOuter<T>&);
+  int64_t (*unit_lists)(const MakeUnitLists&);
+  void (*ksparse_outer)(const KSparseOuter<T>&);
   int64_t (*densify)(const Densify<T>&);
   void (*rezero)(const Rezero<T>&);
-  int64_t (*adam_outer)(const AdamOuter<T>&);
+  void (*adam_outer)(const AdamOuter<T>&);
   void (*adam_segments)(const AdamSegments<T>&);
 };
 

@@ -1,19 +1,25 @@
 // Matrix products with k-sparse rows: two primitives serve the layer's forward pass and every gradient.
 
-// The entries (b, j) sorted by the unit that they name: those of unit u are at entry[start[u]] .. entry[start[u + 1]].
-struct UnitLists {
-  Buffer<int32_t> start, entry;
-  int64_t longest = 0;
-  UnitLists(const int32_t* indices, int64_t n, int64_t units) : start(units + 2), entry(n) {
-    std::memset(start, 0, (units + 2) * sizeof(int32_t));
-    for (int64_t q = 0; q < n; q++) start[indices[q] + 2]++;
-    for (int64_t u = 0; u < units; u++) {
-      longest = start[u + 2] > longest ? start[u + 2] : longest;
-      start[u + 2] += start[u + 1];
+// The entries (b, j) sorted by the unit that they name, in batch order.
+template <class T> int64_t unit_lists(const MakeUnitLists& p) {
+  const int64_t n = p.B * p.k, bad = first_bad_index(p.indices, n, p.units);
+  if (bad >= 0) return -1 - bad;
+  const Buffer<int32_t> next(p.units + 1);
+  std::memset(next, 0, (p.units + 1) * sizeof(int32_t));
+  for (int64_t q = 0; q < n; q++) next[p.indices[q] + 1]++;
+  for (int64_t u = 0; u < p.units; u++) next[u + 1] += next[u];
+  std::memcpy(p.start, next, (p.units + 1) * sizeof(int32_t));
+  for (int64_t b = 0, q = 0; b < p.B; b++)
+    for (int64_t j = 0; j < p.k; j++, q++) {
+      const int32_t place = next[p.indices[q]]++;
+      p.entry[place] = (int32_t)q;
+      p.sample[place] = (int32_t)b;
     }
-    for (int64_t q = 0; q < n; q++) entry[start[indices[q] + 1]++] = (int32_t)q;
-  }
-};
+  int32_t count = 0;
+  for (int64_t u = 0; u < p.units; u++)
+    if (p.start[u + 1] > p.start[u]) p.place[u] = count, p.used[count++] = (int32_t)u;
+  return count;
+}
 
 // One panel of two vectors of columns: out[b, :] = bias + sum_j values[b, j] * panel[offset[b, j] ...].
 template <class T>
@@ -165,83 +171,113 @@ template <class T> bool mostly_constant_matmul(const MostlyConstantMatmul<T>& p)
   return finite;
 }
 
-// For the entries of one unit and N vectors of columns: out = sum of value * r's row, and each entry's partial
-// product with w, kept as a vector in dots.
-template <class T, int N>
-DK_INLINE void unit_block(const KSparseOuter<T>& p, const int32_t* entry, int64_t entries, const T* r, int64_t pitch,
-                          const T* w, T* out, vec<T>* dots, bool first) {
+// The entries of one unit, and what they are summed into: out = sum of value * r's row, and each entry's product with
+// w, kept as a vector in dots.
+template <class T> struct UnitBlock {
+  const int32_t *entry, *sample;
+  int64_t entries;
+  const T *values, *r;
+  int64_t pitch;
+  const T* w;
+  T* out;
+  vec<T>* dots;
+  bool first;
+};
+
+// For N vectors of columns.
+template <bool sums, bool products, int N, class T> DK_INLINE void unit_block(const UnitBlock<T>& p) {
   constexpr int L = lanes<T>;
   vec<T> acc[N] = {};
-  for (int64_t e = 0; e < entries; e++) {
-    const T* row = r + entry[e] / p.k * pitch;
-    const T value = p.values[entry[e]];
-    vec<T> dot = {};
+  for (int64_t e = 0; e < p.entries; e++) {
+    const T* row = p.r + p.sample[e] * p.pitch;
+    const T value = sums ? p.values[p.entry[e]] : T(0);
+    vec<T> dot = {}, other = {};
     for (int v = 0; v < N; v++) {
       const vec<T> x = load(row + v * L);
-      acc[v] += value * x;
-      if (dots) dot += x * load(w + v * L);
+      if (sums) acc[v] += value * x;
+      if (products) (v % 2 ? other : dot) += x * load(p.w + v * L);
     }
-    if (dots) dots[e] = first ? dot : dots[e] + dot;
+    if (products) p.dots[e] = p.first ? dot + other : p.dots[e] + (dot + other);
   }
-  for (int v = 0; v < N; v++) store(out + v * L, acc[v]);
+  if (sums)
+    for (int v = 0; v < N; v++) store(p.out + v * L, acc[v]);
 }
 
-// The rows of x^T r, one unit at a time, and the products of r with the rows of m. The scratch is shared out to
-// threads; a unit's row is summed over its entries in batch order.
+#ifdef DK_AVX512
+constexpr int most_vectors = 16;  // half of the registers
+#else
+constexpr int most_vectors = 8;
+#endif
+
+template <bool sums, bool products, int N, class T> DK_INLINE void unit_block_of(int vectors, const UnitBlock<T>& p) {
+  if (vectors == N) unit_block<sums, products, N>(p);
+  else if constexpr (N > 1) unit_block_of<sums, products, N - 1>(vectors, p);
+}
+
+// Rows of x^T r, one unit at a time, and the products of r with the rows of m, for k-sparse x. The scratch is shared out
+// to threads; a unit's row is summed over its entries in batch order.
 template <class T> class OuterRows {
  public:
   explicit OuterRows(const KSparseOuter<T>& p)
       : p_(p),
-        lists_(p.indices, p.B * p.k, p.I),
         pitch_(round_up(p.n, lanes<T>)),
         padded_(pitch_ != p.n ? p.B * pitch_ : 0),
         weights_(p.threads * (pitch_ + lanes<T>)),
         sums_(p.threads * (pitch_ + lanes<T>)),
-        dots_(p.threads * (lists_.longest + 1)) {
+        dots_(p.grad_values ? p.threads * (p.B * p.k + 1) : 0) {
     if (pitch_ == p.n) return;
     std::memset(padded_, 0, p.B * pitch_ * sizeof(T));  // whole vectors: the inner loops have no tails
     for (int64_t b = 0; b < p.B; b++) std::memcpy(padded_ + b * pitch_, p.r + b * p.n, p.n * sizeof(T));
   }
 
-  bool used(int64_t unit) const { return lists_.start[unit + 1] > lists_.start[unit]; }
+  bool used(int64_t unit) const { return p_.start[unit + 1] > p_.start[unit]; }
 
-  // Row `unit` of the product into out [O] (null: not wanted), and its entries' dots into p.grad_values.
-  void row(int64_t unit, T* out) const {
-    constexpr int64_t L = lanes<T>, wide = 8 * L;
-    const int me = thread_number();
-    T *w = weights_ + me * (pitch_ + L), *sum_row = sums_ + me * (pitch_ + L);
-    vec<T>* dots = p_.grad_values ? dots_ + me * (lists_.longest + 1) : nullptr;
-    const int64_t entries = lists_.start[unit + 1] - lists_.start[unit];
-    const int32_t* entry = lists_.entry + lists_.start[unit];
-    const T* r = pitch_ == p_.n ? p_.r : (const T*)padded_;
+  // Row `unit` of the product, O wide, into out.
+  void sum_into(int64_t unit, T* out) const {
+    T* sums = sums_ + thread_number() * (pitch_ + lanes<T>);
+    std::memset(out, 0, p_.O * sizeof(T));
+    if (!used(unit)) return;
+    run<true, false>(unit, nullptr, p_.cols ? sums : out, nullptr);
+    for (int64_t j = 0; p_.cols && j < p_.n; j++) out[p_.cols[j]] = sums[j];
+  }
+
+  // The products of the unit's row of m with r's rows, into grad_values; and, where out is not null, sum_into.
+  void multiply(int64_t unit, T* out) const {
+    const int64_t me = thread_number(), size = pitch_ + lanes<T>;
+    T *w = weights_ + me * size, *sums = sums_ + me * size;
+    vec<T>* dots = dots_ + me * (p_.B * p_.k + 1);
     if (out) std::memset(out, 0, p_.O * sizeof(T));
-    if (!entries) return;
-    if (dots)
-      for (int64_t c = 0; c < pitch_; c++)
-        w[c] = c < p_.n ? p_.m[unit * p_.stride_i + (p_.cols ? p_.cols[c] : c) * p_.stride_o] : T(0);
-    int64_t c = 0;
-    for (; c + wide <= pitch_; c += wide)
-      unit_block<T, 8>(p_, entry, entries, r + c, pitch_, w + c, sum_row + c, dots, c == 0);
-    for (; c < pitch_; c += L) unit_block<T, 1>(p_, entry, entries, r + c, pitch_, w + c, sum_row + c, dots, c == 0);
-    if (dots)
-      for (int64_t e = 0; e < entries; e++) p_.grad_values[entry[e]] = pitch_ ? sum<T>(dots[e]) : T(0);
-    if (out && p_.cols)
-      for (int64_t j = 0; j < p_.n; j++) out[p_.cols[j]] = sum_row[j];
-    else if (out)
-      std::memcpy(out, sum_row, p_.n * sizeof(T));
+    if (!used(unit)) return;
+    for (int64_t c = 0; c < pitch_; c++)
+      w[c] = c < p_.n ? p_.m[unit * p_.stride_i + (p_.cols ? p_.cols[c] : c) * p_.stride_o] : T(0);
+    if (out) run<true, true>(unit, w, sums, dots);
+    else run<false, true>(unit, w, sums, dots);
+    for (int64_t q = p_.start[unit]; q < p_.start[unit + 1]; q++)
+      p_.grad_values[p_.entry[q]] = pitch_ ? sum<T>(dots[q - p_.start[unit]]) : T(0);
+    for (int64_t j = 0; out && j < p_.n; j++) out[p_.cols ? p_.cols[j] : j] = sums[j];
   }
 
  private:
+  template <bool sums, bool products> void run(int64_t unit, const T* w, T* out, vec<T>* dots) const {
+    const int64_t begin = p_.start[unit], vectors = pitch_ / lanes<T>;
+    const T* r = pitch_ == p_.n ? p_.r : (const T*)padded_;
+    int64_t blocks = (vectors + most_vectors - 1) / most_vectors;
+    for (int64_t v = 0; v < vectors; blocks--) {  // of as equal a width as can be
+      const int64_t width = (vectors - v + blocks - 1) / blocks, c = v * lanes<T>;
+      const UnitBlock<T> block{p_.entry + begin, p_.sample + begin, p_.start[unit + 1] - begin, p_.values, r + c, pitch_,
+                               w + c, out + c, dots, v == 0};
+      unit_block_of<sums, products, most_vectors>((int)width, block);
+      v += width;
+    }
+  }
+
   const KSparseOuter<T>& p_;
-  UnitLists lists_;
   int64_t pitch_;
   Buffer<T> padded_, weights_, sums_;
   Buffer<vec<T>> dots_;
 };
 
-template <class T> int64_t ksparse_outer(const KSparseOuter<T>& p) {
-  const int64_t bad = first_bad_index(p.indices, p.B * p.k, p.I);
-  if (bad >= 0) return bad;
+template <class T> void ksparse_outer(const KSparseOuter<T>& p) {
   const OuterRows<T> rows(p);
   const int64_t group = 16, row_size = round_up(p.O, lanes<T>) + lanes<T>;  // 16 rows are written side by side
   const Buffer<T> tiles(p.grad_m ? p.threads * group * row_size : 0);
@@ -249,7 +285,11 @@ template <class T> int64_t ksparse_outer(const KSparseOuter<T>& p) {
   for (int64_t i0 = 0; i0 < p.I; i0 += group) {
     const int64_t here = lower(group, p.I - i0);
     T* tile = p.grad_m ? tiles + thread_number() * group * row_size : nullptr;
-    for (int64_t u = 0; u < here; u++) rows.row(i0 + u, tile ? tile + u * row_size : nullptr);
+    for (int64_t u = 0; u < here; u++) {
+      T* out = tile ? tile + u * row_size : nullptr;
+      if (p.grad_values) rows.multiply(i0 + u, out);
+      else rows.sum_into(i0 + u, out);
+    }
     if (!tile) continue;
     T* grad = p.grad_m + i0 * p.grad_stride_i;
     if (p.grad_stride_o == 1)
@@ -258,19 +298,20 @@ template <class T> int64_t ksparse_outer(const KSparseOuter<T>& p) {
       for (int64_t o = 0; o < p.O; o++)
         for (int64_t u = 0; u < here; u++) grad[o * p.grad_stride_o + u * p.grad_stride_i] = tile[u * row_size + o];
   }
-  return -1;
 }
 
 template <class T> int64_t densify(const Densify<T>& p) {
-  const int64_t bad = first_bad_index(p.indices, p.B * p.k, p.O);
+  const int64_t bad = p.place ? -1 : first_bad_index(p.indices, p.B * p.k, p.O);
   if (bad >= 0) return bad;
 #pragma omp parallel for num_threads(p.threads) schedule(static)
   for (int64_t b = 0; b < p.B; b++) {
     T* z = p.z + b * p.O;
     if (!p.gather) std::memset(z, 0, p.O * sizeof(T));
-    for (int64_t q = b * p.k; q < (b + 1) * p.k; q++)
-      if (p.gather) p.values[q] = z[p.indices[q]];
-      else z[p.indices[q]] += p.values[q];
+    for (int64_t q = b * p.k; q < (b + 1) * p.k; q++) {
+      T& here = z[p.place ? p.place[p.indices[q]] : p.indices[q]];
+      if (p.gather) p.values[q] = here;
+      else here += p.values[q];
+    }
   }
   return -1;
 }

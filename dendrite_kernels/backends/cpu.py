@@ -218,8 +218,8 @@ def _winners_backward(grads, grad_values, values, indices, pre, gate, context_in
     """grads: grad of y at the winners [B, k], of gate and of bias, all wide and contiguous."""
     index = _index(context_index, _group_count(gate), "context_index")
     bad = _call(
-        "winners_backward", pre.dtype, _wide(grad_values), _wide(values), pre.contiguous(), indices, _wide(gate), index,
-        _group_count(gate), combine == "add", len(values), units, values.shape[1], relu, *grads,
+        "winners_backward", pre.dtype, _wide(grad_values), _wide(values), pre.contiguous(), indices.contiguous(),
+        _wide(gate), index, _group_count(gate), combine == "add", len(values), units, values.shape[1], relu, *grads,
     )  # fmt: skip
     _indices_error(bad, indices, units)
 
@@ -244,8 +244,9 @@ def _indices_error(position: int, indices, size: int) -> None:
         raise IndexError(f"indices: expected values in [0, {size}), got {int(indices.reshape(-1)[position])}")
 
 
-def _densify(values, indices, z, gather):
-    bad = _call("densify", z.dtype, values, indices, *indices.shape, z.shape[1], z, gather)
+def _densify(values, indices, z, gather, place=None):
+    """z[b, indices[b, j]] = values[b, j] and zeros elsewhere, or (gather) the reverse; place: z's column of a unit."""
+    bad = _call("densify", z.dtype, values, indices, place, *indices.shape, z.shape[1], z, gather)
     _indices_error(bad, indices, z.shape[1])
 
 
@@ -257,6 +258,35 @@ def _matmul(y, values, indices, matrix, bias):
     _indices_error(bad, indices, matrix.shape[0])
 
 
+class UnitLists:
+    """The entries of indices [B, k] by unit (start, entry, sample: see csrc/cpu/kernels.h), and the units in use.
+
+    used: their numbers, ascending. place [units]: the reverse.
+    """
+
+    def __init__(self, indices: torch.Tensor, units: int):
+        self.shape = indices.shape
+        sizes = (units + 1, indices.numel(), indices.numel(), units, units)
+        self.start, self.entry, self.sample, used, self.place = (torch.empty(n, dtype=torch.int32) for n in sizes)
+        pointers = (t.data_ptr() for t in (self.start, self.entry, self.sample, used, self.place))
+        count = _cpu.unit_lists(indices.data_ptr(), *indices.shape, units, *pointers)
+        _indices_error(-1 - count, indices, units)
+        self.used = used[:count]
+
+    @classmethod
+    def of(cls, indices: torch.Tensor, units: int) -> UnitLists:
+        """Made once for a tensor, and kept with it: a step asks up to three times for the same winners."""
+        kept = getattr(indices, "_unit_lists", None)
+        version = None if indices.is_inference() else indices._version
+        if kept is None or kept[0] != (version, units) or version is None:
+            kept = (version, units), cls(indices.contiguous(), units)
+            indices._unit_lists = kept
+        return kept[1]
+
+    def arguments(self):
+        return self.start, self.entry, self.sample, *self.shape
+
+
 def _outer(values, indices, r, cols, weight, grad_weight, grad_values):
     """For y = x W^T with k-sparse x [B, I] and dy = r (its columns cols; None: all): dW [O, I] and dx's values.
 
@@ -265,11 +295,11 @@ def _outer(values, indices, r, cols, weight, grad_weight, grad_values):
     if grad_weight is None and grad_values is None:
         return
     strides = (0, 0) if grad_weight is None else grad_weight.T.stride()
-    bad = _call(
-        "ksparse_outer", r.dtype, values, indices, *indices.shape, *weight.T.shape, r, r.shape[1], cols, weight,
+    lists = UnitLists.of(indices, weight.shape[1])
+    _call(
+        "ksparse_outer", r.dtype, values, *lists.arguments(), *weight.T.shape, r, r.shape[1], cols, weight,
         *weight.T.stride(), grad_weight, *strides, grad_values,
     )  # fmt: skip
-    _indices_error(bad, indices, weight.shape[1])
 
 
 def _dense_matmul(x, weight):
@@ -299,7 +329,7 @@ def sparse_linear_backward(out, grad_y, values, indices, weight):
     if grad_bias is not None:
         torch.sum(grad_y, 0, out=grad_bias)
     with _Outputs([grad_values], wide) as (gv,), _Outputs([grad_weight], wide, any_strides=True) as (gw,):
-        _outer(_wide(values), indices.contiguous(), _wide(grad_y), None, _strided(weight), gw, gv)
+        _outer(_wide(values), indices, _wide(grad_y), None, _strided(weight), gw, gv)
 
 
 def linear_kwinners(out, x, x_indices, weight, bias, gate, context_index, k, combine, boost, relu):
@@ -314,7 +344,7 @@ def linear_kwinners(out, x, x_indices, weight, bias, gate, context_index, k, com
 def linear_kwinners_backward(
     out, grad_values, values, indices, pre, x, x_indices, weight, gate, context_index, combine, relu
 ):
-    wide, units, indices = pre.dtype, len(weight), indices.contiguous()
+    wide, units = pre.dtype, len(weight)
     grad_x, grad_weight, grad_bias, grad_gate, grad_winners = out
     with (
         _Outputs([grad_x, grad_bias, grad_gate, grad_winners], wide) as (gx, gb, gg, grad_y),
@@ -327,34 +357,31 @@ def linear_kwinners_backward(
             _gradients_of_dense_x(grad_y, indices, _wide(x), _strided(weight), gx, gw)
         else:
             used, compact = _compact(grad_y, indices, units)
-            _outer(_wide(x), x_indices.contiguous(), compact, used, _strided(weight), gw, gx)
+            _outer(_wide(x), x_indices, compact, used, _strided(weight), gw, gx)
 
 
 def _gradients_of_dense_x(grad_y, indices, x, weight, grad_x, grad_weight):
     """dx = dy W and dW = dy^T x, where dy is k-sparse: only the winners' rows of W are read and of dW nonzero."""
     if indices.shape[1] > DENSE_SHARE * len(weight):
         dense = torch.empty(len(x), len(weight), dtype=x.dtype)
-        _densify(grad_y, indices, dense, gather=False)
+        _densify(grad_y, indices.contiguous(), dense, gather=False)
         if grad_x is not None:
             torch.mm(dense, weight, out=grad_x)
         if grad_weight is not None:
             grad_weight.copy_(dense.T @ x)
         return
     if grad_x is not None:
-        _matmul(grad_x, grad_y, indices, weight, None)
+        _matmul(grad_x, grad_y, indices.contiguous(), weight, None)
     transposed = None if grad_weight is None else grad_weight.T
     _outer(grad_y, indices, x, None, weight.T, transposed, None)
 
 
 def _compact(values, indices, size):
     """The columns in use, ascending, and the k-sparse rows written densely over just those."""
-    used, renumbered = torch.empty(size, dtype=torch.int32), torch.empty_like(indices)
-    count = _cpu.number_columns(indices.data_ptr(), indices.numel(), size, used.data_ptr(), renumbered.data_ptr())
-    if count < 0:
-        _indices_error(-1 - count, indices, size)
-    compact = torch.empty(len(values), count, dtype=values.dtype)
-    _densify(values, renumbered, compact, gather=False)
-    return used, compact
+    lists = UnitLists.of(indices, size)
+    compact = torch.empty(len(values), len(lists.used), dtype=values.dtype)
+    _densify(values, indices.contiguous(), compact, gather=False, place=lists.place)
+    return lists.used, compact
 
 
 def ksparse_to_dense(out, values, indices):
@@ -373,25 +400,24 @@ def ksparse_gather(out, dense, indices):
 def outer(out, sparse, other):
     """out [I, O] = sparse^T other, any strides; other: a tensor [B, O] or KSparse."""
     used, other = _dense_side(other)
-    _outer(sparse.values.contiguous(), sparse.indices.contiguous(), other, used, out.T, out.T, None)
+    _outer(sparse.values.contiguous(), sparse.indices, other, used, out.T, out.T, None)
 
 
 def _dense_side(other):
     """(columns in use or None, the rows over them)."""
     if isinstance(other, torch.Tensor):
         return None, other.contiguous()
-    return _compact(other.values.contiguous(), other.indices.contiguous(), other.size)
+    return _compact(other.values.contiguous(), other.indices, other.size)
 
 
 def adam_outer(weight, sparse, other, rule, m, v, start, bits, since):
     """Adam on a contiguous weight [I, O] whose gradient is sparse^T other [B, O] (a tensor or KSparse)."""
     used, other = _dense_side(other)
-    values, indices = sparse.values.contiguous(), sparse.indices.contiguous()
-    bad = _call(
-        "adam_outer", weight.dtype, values, indices, *indices.shape, *weight.shape, other, other.shape[1],
-        used, *rule, weight, m, v, start, bits, since,
+    lists = UnitLists.of(sparse.indices, len(weight))
+    _call(
+        "adam_outer", weight.dtype, sparse.values.contiguous(), *lists.arguments(), *weight.shape, other,
+        other.shape[1], used, *rule, weight, m, v, start, bits, since,
     )  # fmt: skip
-    _indices_error(bad, indices, len(weight))
 
 
 def touch_segments(grad, winner, per_unit, place, rows, since, count):
