@@ -1,6 +1,7 @@
 """Times whole training steps of ours and of the baseline in turn, on the same data, and checks that they agree.
 
-Prints a JSON line for each number of segments. Times are medians in milliseconds on whatever this machine is.
+Ours is a loop of model, loss.backward() and dendrite_kernels.optim.Adam; and the same with torch's fused Adam. Prints a
+JSON line for each number of segments. Times are medians in milliseconds on whatever this machine is.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ import json
 import resource
 import subprocess
 import sys
+from collections import defaultdict
+from functools import partial
 from pathlib import Path
+from statistics import mean
 
 import torch
 from baselines import PlainNetwork
@@ -25,26 +29,38 @@ from dendrite_kernels import backend
 console = Console(stderr=True)
 
 
-def measure(segments: int, batch: int, data, source: str, steps: int, baseline_steps: int, rounds: int) -> dict:
-    """One row: our step after a full epoch, with a change of context inside the window, against the baseline's."""
-    ours = Ours(segments, PermutedMNIST(data, 2), batch)
-    for _ in track(range(60000 // batch), f"S = {segments}: one epoch of ours first", console=console):
-        ours.step(ours.next_batch())
-    touched = ours.touched_rows()
-    plain = PlainNetwork(ours.model)
-    agreement = check_agreement(ours.model, plain, ours.next_batch())
-    times: dict[str, list] = {"ours": [], "baseline": [], "baseline_fused_adam": []}
-    for turn in track(range(rounds), f"S = {segments}: ours and the baseline in turn", console=console):
-        half = [ours.next_batch() for _ in range(steps // 2)]
-        times["ours"] += timed(ours.step, half)
+def plain_step(plain: PlainNetwork, optimizer, batch) -> None:
+    plain.train_step(optimizer, *batch)
+
+
+def measure(segments: int, batch: int, data, source: str, steps: int, slow_steps: int, rounds: int) -> dict:
+    """One row. A round: an epoch of ours, then `steps` of ours with a change of task and context in the middle, then
+    `slow_steps` of ours with dense gradients and of the baseline with either Adam, each with an optimizer of its own.
+    """
+    tasks = PermutedMNIST(data, 2)
+    ours, agreements, times, changes = Ours(segments, tasks, batch), [], defaultdict(list), []
+    for turn in range(rounds):
+        ours.epoch(
+            lambda r, n=turn + 1: track(r, f"S = {segments}, round {n}: an epoch of ours first", console=console)
+        )
+        touched = ours.touched_rows()
+        times["ours"] += timed(ours.step, [ours.next_batch() for _ in range(steps // 2)])
         ours.start_task(1 - turn % 2)  # its own time is not a step's
-        ours.step(ours.next_batch())  # a new Adam allocates at its first step, here and for the baseline
-        times["ours"] += timed(ours.step, [ours.next_batch() for _ in range(steps - steps // 2)])
+        after = timed(ours.step, [ours.next_batch() for _ in range(steps - steps // 2)])
+        times["ours"] += after
+        changes.append(after[0])
+        plain = PlainNetwork(ours.model)
+        agreements.append(check_agreement(ours.model, plain, ours.next_batch()))
+        dense = Ours(segments, tasks, batch, dense=True)
+        dense.step(dense.next_batch())  # a new Adam allocates at its first step
+        times["ours_dense"] += timed(dense.step, [ours.next_batch() for _ in range(slow_steps)])
+        agreements.append(check_agreement(dense.model, PlainNetwork(dense.model), ours.next_batch()))
+        del dense
         for name, fused in (("baseline", None), ("baseline_fused_adam", True)):
             optimizer = torch.optim.Adam(plain.parameters(), lr=LR, fused=fused)
             plain.train_step(optimizer, *ours.next_batch())
-            work = [ours.next_batch() for _ in range(baseline_steps)]
-            times[name] += timed(lambda args, by=optimizer: plain.train_step(by, *args), work)
+            work = [ours.next_batch() for _ in track(range(slow_steps), f"  {name}", console=console, transient=True)]
+            times[name] += timed(partial(plain_step, plain, optimizer), work)
             del optimizer
     ms = {name: median_ms(values) for name, values in times.items()}
     return {
@@ -52,20 +68,25 @@ def measure(segments: int, batch: int, data, source: str, steps: int, baseline_s
         "B": batch,
         "device": "cpu",
         "backend": backend.choose(torch.device("cpu")).__name__.split(".")[-1],
-        "optimizer": "torch.optim.Adam(fused=True), dense gradients",
         "data": source,
         **{f"{name}_ms": value for name, value in ms.items()},
+        "ours_mean_ms": round(mean(times["ours"]), 3),
+        "ours_first_step_of_a_task_ms": median_ms(changes),
         "speedup": round(ms["baseline"] / ms["ours"], 2),
         "speedup_over_fused_adam": round(ms["baseline_fused_adam"] / ms["ours"], 2),
-        "largest_disagreement": agreement,
+        "speedup_dense_over_fused_adam": round(ms["baseline_fused_adam"] / ms["ours_dense"], 2),
+        "largest_disagreement": max(agreements),
         "touched_rows": touched,
         "steps": {name: len(values) for name, values in times.items()},
         "threads": torch.get_num_threads(),
     }
 
 
+SIDES = ("ours", "ours_dense", "baseline")
+
+
 def peak_memory(side: str, segments: int, batch: int, folder: Path | None) -> float:
-    """Peak resident MiB of a process of its own that makes three steps of one side."""
+    """Peak resident MiB of a process of its own that makes three steps of one side and evaluates on a test batch."""
     command = [sys.executable, __file__, "--memory-of", side, "--segments", str(segments), "--batch", str(batch)]
     command += ["--data", str(folder)] if folder else []
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
@@ -73,15 +94,22 @@ def peak_memory(side: str, segments: int, batch: int, folder: Path | None) -> fl
 
 def three_steps(side: str, segments: int, batch: int, folder: Path | None) -> float:
     data, _ = load_data(folder)
-    ours = Ours(segments, PermutedMNIST(data, 1), batch)
+    tasks = PermutedMNIST(data, 1)
+    ours = Ours(segments, tasks, batch, dense=side == "ours_dense")
     work = [ours.next_batch() for _ in range(3)]
-    if side == "ours":
-        timed(ours.step, work)
-    else:
-        plain = PlainNetwork(ours.model)
+    x = tasks.test(0)[0][:512].clone()
+    ours.x = ours.labels = data = tasks = None  # either side holds just its batches
+    if side == "baseline":
+        plain, context = PlainNetwork(ours.model), ours.context
         del ours
         optimizer = torch.optim.Adam(plain.parameters(), lr=LR)
-        timed(lambda args: plain.train_step(optimizer, *args), work)
+        timed(partial(plain_step, plain, optimizer), work)
+        with torch.no_grad():
+            plain.eval()(x, context.expand(len(x), -1).contiguous())
+    else:
+        timed(ours.step, work)
+        with torch.no_grad():
+            ours.model.eval()(x, ours.context)
     return peak_resident_mib()
 
 
@@ -97,11 +125,13 @@ def peak_resident_mib() -> float:
 def describe(row: dict) -> str:
     memory = row.get("peak_memory_mib")
     return (
-        f"S = {row['S']}, B = {row['B']}: ours {row['ours_ms']:.1f} ms a step; baseline {row['baseline_ms']:.0f} ms "
-        f"({row['speedup']:.1f}x), with fused Adam {row['baseline_fused_adam_ms']:.0f} ms "
-        f"({row['speedup_over_fused_adam']:.1f}x); gradients agree to {row['largest_disagreement']:.1g}; "
-        f"{row['data']} data, {row['threads']} threads"
-        + (f"; peak memory {memory['ours']} and {memory['baseline']} MiB" if memory else "")
+        f"S = {row['S']}, B = {row['B']}: ours {row['ours_ms']:.1f} ms a step (mean {row['ours_mean_ms']:.1f}, the "
+        f"first of a task {row['ours_first_step_of_a_task_ms']:.0f}); baseline {row['baseline_ms']:.0f} ms "
+        f"({row['speedup']:.0f}x), with fused Adam {row['baseline_fused_adam_ms']:.0f} ms "
+        f"({row['speedup_over_fused_adam']:.0f}x). Ours with dense gradients and torch's fused Adam: "
+        f"{row['ours_dense_ms']:.1f} ms ({row['speedup_dense_over_fused_adam']:.1f}x). Gradients agree to "
+        f"{row['largest_disagreement']:.1g}; {row['data']} data, {row['threads']} threads"
+        + ("; peak memory " + ", ".join(f"{side} {mib} MiB" for side, mib in memory.items()) if memory else "")
     )
 
 
@@ -110,18 +140,16 @@ def main() -> None:
     parser.add_argument("--segments", type=int, nargs="+", default=[10, 100], help="segments a unit (default: 10 100)")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--data", type=Path, help="folder of the MNIST files (default: $DENDRITE_DATA/mnist)")
-    parser.add_argument("--steps", type=int, default=20, help="our steps a round (default: 20)")
-    parser.add_argument("--baseline-steps", type=int, default=3, help="the baseline's steps a round (default: 3)")
-    parser.add_argument(
-        "--rounds", type=int, default=2, help="rounds, each of ours and then the baseline's (default: 2)"
-    )
+    parser.add_argument("--steps", type=int, default=60, help="our steps a round (default: 60)")
+    parser.add_argument("--slow-steps", type=int, default=3, help="steps a round of each slow side (default: 3)")
+    parser.add_argument("--rounds", type=int, default=2, help="rounds, each of ours and then the others (default: 2)")
     parser.add_argument(
         "--no-memory", action="store_true", help="leave out peak memory, measured in processes of its own"
     )
     parser.add_argument("--json", action="store_true", help="print JSON lines rather than sentences")
-    parser.add_argument("--memory-of", choices=["ours", "baseline"], help=argparse.SUPPRESS)
+    parser.add_argument("--memory-of", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    numbers = [*args.segments, args.batch, args.steps, args.baseline_steps, args.rounds]
+    numbers = [*args.segments, args.batch, args.steps, args.slow_steps, args.rounds]
     if any(number < 1 for number in numbers):
         parser.error("segments, batch, steps and rounds must be 1 or more")
     if args.memory_of:
@@ -129,10 +157,9 @@ def main() -> None:
         return
     data, source = load_data(args.data)
     for segments in args.segments:
-        row = measure(segments, args.batch, data, source, args.steps, args.baseline_steps, args.rounds)
+        row = measure(segments, args.batch, data, source, args.steps, args.slow_steps, args.rounds)
         if not args.no_memory:
-            sides = ("ours", "baseline")
-            row["peak_memory_mib"] = {side: round(peak_memory(side, segments, args.batch, args.data)) for side in sides}
+            row["peak_memory_mib"] = {side: round(peak_memory(side, segments, args.batch, args.data)) for side in SIDES}
         print(json.dumps({**row, **provenance()}) if args.json else describe(row), flush=True)
 
 

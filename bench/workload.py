@@ -14,7 +14,9 @@ from dendrite_lab.errors import LabError
 from dendrite_lab.permuted import PermutedMNIST, batches
 from dendrite_lab.train import build_model, train_step
 
+from dendrite_kernels.factored import FactoredGrad
 from dendrite_kernels.nn import DendriticMLP
+from dendrite_kernels.optim import Adam
 
 EXPERIMENT = "prototype_10"
 LR = EXPERIMENTS[EXPERIMENT].lr
@@ -41,10 +43,10 @@ def make_model(segments: int) -> DendriticMLP:
 
 
 class Ours:
-    """Our network with dense gradients and torch's fused Adam, trained on one task after another."""
+    """Our network, trained on one task after another by our Adam or (dense) by torch's fused one."""
 
-    def __init__(self, segments: int, tasks: PermutedMNIST, batch: int):
-        self.model, self.tasks, self.batch = make_model(segments), tasks, batch
+    def __init__(self, segments: int, tasks: PermutedMNIST, batch: int, dense: bool = False):
+        self.model, self.tasks, self.batch, self.dense = make_model(segments), tasks, batch, dense
         self.generator = torch.Generator().manual_seed(1)
         self.start_task(0)
 
@@ -53,7 +55,10 @@ class Ours:
         self.x, self.labels = self.tasks.train(task)
         self.context = self.x.mean(0, keepdim=True)
         self.queue = []
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=LR, fused=True)
+        if self.dense:
+            self.optimizer = torch.optim.Adam(self.model.parameters(), lr=LR, fused=True)
+        else:
+            self.optimizer = Adam(self.model, lr=LR)
 
     def next_batch(self):
         if not self.queue:
@@ -64,10 +69,13 @@ class Ours:
     def step(self, batch) -> None:
         train_step(self.model, self.optimizer, *batch)
 
+    def epoch(self, progress=lambda batches: batches) -> None:
+        for _ in progress(range(len(self.x) // self.batch)):
+            self.step(self.next_batch())
+
     def touched_rows(self) -> list[int]:
         """Segments of each layer that have had gradient since the optimizer was made."""
-        moments = (self.optimizer.state[layer.segments.weights]["exp_avg_sq"] for layer in self.model.layers)
-        return [int(m.flatten(0, 1).ne(0).any(1).sum()) for m in moments]
+        return [self.optimizer.state[layer.segments.weights]["moments"].count for layer in self.model.layers]
 
 
 def disagreement(ours: DendriticMLP, plain: PlainNetwork, batch) -> dict[str, float]:
@@ -81,7 +89,8 @@ def disagreement(ours: DendriticMLP, plain: PlainNetwork, batch) -> dict[str, fl
         losses.append(loss.detach())
     out = {"loss": float((losses[0] - losses[1]).abs() / losses[1].abs())}
     for name, mine, theirs in matching_parameters(ours, plain):
-        out[name] = float((mine.grad - theirs.grad).norm() / theirs.grad.norm())  # masked weights have gradient too
+        grad = mine.grad.to_dense() if isinstance(mine.grad, FactoredGrad) else mine.grad
+        out[name] = float((grad - theirs.grad).norm() / theirs.grad.norm())  # masked weights have gradient too
     ours.zero_grad()
     plain.zero_grad()
     return out

@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from dendrite_kernels import backend
 from dendrite_kernels.nn import DendriticMLP, nearest_prototype
+from dendrite_kernels.optim import Adam
 from dendrite_kernels.sparsity import rezero_weights
 
 from .config import Experiment
@@ -45,12 +46,13 @@ def build_model(config: Experiment, seed: int) -> DendriticMLP:
 
 
 def train_step(model, optimizer, x: Tensor, labels: Tensor, context: Tensor) -> Tensor:
-    """One step: forward, backward, update, masked weights to zero. Returns the loss."""
+    """One step: forward, backward, update; masked weights are zero after it. Returns the loss."""
     optimizer.zero_grad()
     loss = cross_entropy(model(x, context), labels)
     loss.backward()
     optimizer.step()
-    rezero_weights(model)
+    if not isinstance(optimizer, Adam):  # ours leaves them at zero
+        rezero_weights(model)
     return loss.detach()
 
 
@@ -177,7 +179,7 @@ def _train_task(model, tasks, task, config, state, report) -> None:
     x, labels = (part[: config.train_samples] for part in tasks.train(task))
     prototype = x.mean(0)
     state.prototypes.append(prototype)
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
+    optimizer = Adam(model, lr=config.lr)
     generator = torch.Generator().manual_seed(1_000_003 * (state.seed + 1) + task)
     context, times, loss = prototype[None], [], torch.tensor(float("nan"))
     for _ in range(config.epochs):
