@@ -201,6 +201,24 @@ def winners_backward(grad_values, values, indices, pre, gate, context_index, uni
 # ---- k-sparse linear algebra ----------------------------------------------------------------------------------------
 
 
+def update_duty_cycle_(duty_cycle, seen, values, indices, longest) -> None:
+    """The share of samples in which a unit was above 0, averaged over the last `longest`; in place, as is `seen`.
+
+    duty_cycle [O], seen: a count of samples. values: [B, O], or [B, k] at indices.
+
+    Source: Ahmad & Scheinkman 2019, equation of d(t).
+    """
+    batch = len(values)
+    seen += batch
+    period = seen.clamp(max=longest).clamp(min=batch)
+    if indices is None:
+        active = (values > 0).sum(0)
+    else:
+        positive = (values > 0).to(duty_cycle.dtype)
+        active = torch.zeros_like(duty_cycle).index_add_(0, indices.reshape(-1), positive.reshape(-1))
+    duty_cycle.mul_(period - batch).add_(active).div_(period)
+
+
 def ksparse_to_dense(values: Tensor, indices: Tensor, size: int) -> Tensor:
     """z [B, size] with values at indices and zeros elsewhere; a repeated index adds."""
     dense = torch.zeros(len(values), size, dtype=values.dtype, device=values.device)

@@ -94,28 +94,28 @@ template <class T>
 DK_INLINE bool adam_rank1_row(const AdamRule<T>& rule, T gm, T gv, const T* c, const uint8_t* keep, T* p, int64_t n,
                               T& product) {
   constexpr int L = lanes<T>;
-  const T step = rule.step * gm, root = std::sqrt(gv) * rule.inverse_root_correction2, eps = rule.eps;
+  const T step = rule.step * gm, root = std::sqrt(gv) * rule.inverse_root_correction2;
   vec<T> acc = {};
-  int changed = 0;
-  for (int64_t i = 0; i < n; i += L) {
-    const int here = (int)lower(L, n - i);
-    alignas(64) T moved[L] = {};
-#pragma omp simd reduction(| : changed)
-    for (int j = 0; j < here; j++) {
-      const T context = keep && !keep[i + j] ? T(0) : c[i + j];
-      moved[j] = p[i + j] - step * context / (root * std::fabs(context) + eps);
-      changed |= moved[j] != p[i + j];
-    }
-    if (here == L) {
-      store(p + i, load(moved));
-      acc += load(moved) * load(c + i);
-    } else {
-      std::memcpy(p + i, moved, here * sizeof(T));
-      acc += load(moved) * load_some(c + i, here);
-    }
+  decltype(acc != acc) changed = {};
+  const auto moved_from = [&](vec<T> old, int64_t i, int64_t here) {
+    const vec<T> context = here == L ? load(c + i) : load_some(c + i, here);
+    vec<T> moving = context;
+    for (int64_t j = 0; keep && j < here; j++) moving[j] = keep[i + j] ? moving[j] : T(0);
+    const vec<T> moved = old - step * moving / (root * (moving < 0 ? -moving : moving) + rule.eps);
+    acc += moved * context;
+    changed |= moved != old;
+    return moved;
+  };
+  int64_t i = 0;
+  for (; i + L <= n; i += L) store(p + i, moved_from(load(p + i), i, L));
+  if (i < n) {
+    const vec<T> moved = moved_from(load_some(p + i, n - i), i, n - i);
+    std::memcpy(p + i, &moved, (n - i) * sizeof(T));
   }
   product = sum<T>(acc);
-  return changed;
+  bool any = false;
+  for (int j = 0; j < L; j++) any |= changed[j] != 0;
+  return any;
 }
 
 // The gradient of segment (o, s), the sum over the contexts in which it won, into g; whether it won with any.

@@ -115,6 +115,10 @@ template <class T> static void define(py::module_& m, const std::string& suffix)
                     int threads) {
     return kernels<T>().densify({at<T>(values), at<int32_t>(indices), at<int32_t>(place), B, k, O, at<T>(z), gather, threads});
   });
+  def("duty_cycle", [](Address duty, Address values, Address indices, int64_t units, int64_t entries, int64_t batch,
+                       int64_t period, int) {
+    kernels<T>().duty_cycle({at<T>(duty), at<T>(values), at<int32_t>(indices), units, entries, batch, period});
+  });
   def("rezero", [](Address weight, Address keep, int64_t n, int threads) {
     kernels<T>().rezero({at<T>(weight), at<uint8_t>(keep), n, threads});
   });

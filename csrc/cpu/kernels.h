@@ -160,6 +160,13 @@ template <class T> struct Densify {  // z [B, O] from values at indices, or (gat
   int threads;
 };
 
+template <class T> struct DutyCycle {  // duty = (duty * (period - batch) + how often a unit's value is above 0) / period
+  T* duty;
+  const T* values;
+  const int32_t* indices;  // [entries], in range
+  int64_t units, entries, batch, period;
+};
+
 template <class T> struct Rezero {  // weight = 0 where keep is 0, both in the same memory order
   T* weight;
   const uint8_t* keep;
@@ -180,6 +187,7 @@ template <class T> struct Kernels {
   int64_t (*unit_lists)(const MakeUnitLists&);
   void (*ksparse_outer)(const KSparseOuter<T>&);
   int64_t (*densify)(const Densify<T>&);
+  void (*duty_cycle)(const DutyCycle<T>&);
   void (*rezero)(const Rezero<T>&);
   void (*adam_outer)(const AdamOuter<T>&);
   void (*adam_segments)(const AdamSegments<T>&);

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from .. import known
+from .. import known, reference
 from ..reference import check_range, combine_gate, compute_dtype
 
 try:
@@ -446,6 +446,20 @@ def kept_activations(context, segments):
 def moved(segments):
     """Adam has written the segments, and their known activations with them."""
     known.moved(segments, _cpu.isa())
+
+
+def update_duty_cycle_(duty_cycle, seen, values, indices, longest):
+    native = indices is not None and duty_cycle.dtype == values.dtype in _SUFFIX and duty_cycle.is_contiguous()
+    if not native:
+        reference.update_duty_cycle_(duty_cycle, seen, values, indices, longest)
+        return
+    seen += len(values)
+    period = max(min(int(seen), longest), len(values))
+    values, indices = values.contiguous(), indices.contiguous()
+    _call(
+        "duty_cycle", values.dtype, duty_cycle, values, indices, len(duty_cycle), values.numel(), len(values), period
+    )  # fmt: skip
+    torch.autograd.graph.increment_version(duty_cycle)
 
 
 def rezero_(weight, keep):

@@ -99,3 +99,6 @@ def ksparse_gather(out, dense, indices):
 
 def rezero_(weight, keep):
     weight.masked_fill_(~keep, 0)
+
+
+update_duty_cycle_ = ref.update_duty_cycle_

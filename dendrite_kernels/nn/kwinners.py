@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .. import backend, reference
 from ..ops import KSparse, gated_kwinners_sparse, kwinners
 from ..reference import compute_dtype
 from ..sparsity import check_fraction
@@ -81,18 +82,19 @@ class KWinners(nn.Module):
         """In training, counts the units above 0 into the running average over the last samples."""
         if not self.training:
             return
-        batch = out.shape[0]
-        if batch == 0:
+        if out.shape[1] != self.n:
+            raise ValueError(f"x: expected [B, {self.n}], got {tuple(out.shape)}")
+        if out.shape[0] == 0:
             return
-        self.learning_iterations += batch
-        period = self.learning_iterations.clamp(max=self.duty_cycle_period).clamp(min=batch)
-        if isinstance(out, KSparse):
-            active = torch.zeros_like(self.duty_cycle)
-            positive = (out.values > 0).to(active.dtype)
-            active.index_add_(0, out.indices.reshape(-1), positive.reshape(-1))
-        else:
-            active = (out > 0).sum(0)
-        self.duty_cycle.mul_(period - batch).add_(active).div_(period)
+        sparse = isinstance(out, KSparse)
+        module = reference if torch.compiler.is_compiling() else backend.choose(self.duty_cycle.device)
+        module.update_duty_cycle_(
+            self.duty_cycle,
+            self.learning_iterations,
+            (out.values if sparse else out).detach(),
+            out.indices if sparse else None,
+            self.duty_cycle_period,
+        )
 
     def update_boost_strength(self) -> None:
         """Multiplies the boost strength by boost_strength_factor."""

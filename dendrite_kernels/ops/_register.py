@@ -12,6 +12,9 @@ from contextlib import nullcontext
 
 import torch
 from torch import Tensor
+from torch._C import _len_torch_dispatch_stack
+from torch._C._functorch import peek_interpreter_stack
+from torch.nn import Parameter
 
 from .. import backend
 from ..backends.cpu import gradient_like
@@ -30,7 +33,7 @@ def define(
     save: Callable | None = None,
     backward: Callable | None = None,
 ):
-    """Registers the op `dendrite_kernels::name` and returns it.
+    """Registers the op `dendrite_kernels::name` and returns it as a function.
 
     allocate(*args): the outputs, uninitialised (also the fake). launch(module, outputs, *args): runs the backend.
     save(ctx, args, outputs) and backward(ctx, *grads): the derivative; without them, a derivative raises.
@@ -45,25 +48,51 @@ def define(
             launch(backend.choose(device), outputs, *args)
         return outputs
 
+    derivative = _derivative(op, save, backward)
     _library.impl(name, kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(op, allocate, lib=_library)
-    _library.impl(name, _autograd_kernel(op, save, backward), "Autograd", with_keyset=True)
-    return op
+    _library.impl(name, _autograd_kernel(op, derivative), "Autograd", with_keyset=True)
+    return _eager_first(op, kernel, derivative)
+
+
+def _eager_first(op, kernel, derivative):
+    """The op as a function that goes round the dispatcher where nothing but autograd could want to see the call.
+
+    It takes 20 us off each call and as much off its backward, of which a training step has a dozen.
+    """
+    apply = derivative.apply
+
+    def call(*args):
+        for a in args:
+            if isinstance(a, Tensor) and type(a) is not Tensor and type(a) is not Parameter:
+                return op(*args)
+        if torch.compiler.is_compiling() or _len_torch_dispatch_stack() or peek_interpreter_stack() is not None:
+            return op(*args)
+        if _wants_derivative(args):
+            return apply(kernel, *args)
+        if torch.autograd.forward_ad._current_level >= 0:
+            return op(*args)
+        return kernel(*args)
+
+    return call
+
+
+def _wants_derivative(args) -> bool:
+    return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
 
 
 def _device(args) -> torch.device:
     return next(a.device for a in args if isinstance(a, Tensor))
 
 
-def _autograd_kernel(op, save, backward):
-    def below(keyset, args):
-        with torch._C._AutoDispatchBelowAutograd():
-            return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+def _derivative(op, save, backward):
+    """The autograd.Function of (run, *args), where run(*args) computes the op without a derivative."""
+    arguments = len(op._schema.arguments)
 
     class Derivative(torch.autograd.Function):
         @staticmethod
-        def forward(ctx, keyset, *args):
-            outputs = below(keyset, args)
+        def forward(ctx, run, *args):
+            outputs = run(*args)
             ctx.set_materialize_grads(False)
             if save is not None:
                 save(ctx, args, outputs)
@@ -74,17 +103,24 @@ def _autograd_kernel(op, save, backward):
             if backward is None:
                 raise RuntimeError(f"{op}: second derivatives are not implemented; detach, or use reference.py")
             if all(g is None for g in grads):
-                return (None,) * (1 + len(op._schema.arguments))
+                return (None,) * (1 + arguments)
             return (None, *backward(ctx, *grads))
 
     Derivative.__name__ = op._schema.name.split("::")[1]
+    return Derivative
 
+
+def _autograd_kernel(op, derivative):
     def kernel(keyset, *args):
-        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
-            return Derivative.apply(keyset, *args)
+        def below(*args):
+            with torch._C._AutoDispatchBelowAutograd():
+                return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+
+        if _wants_derivative(args):
+            return derivative.apply(below, *args)
         if torch.autograd.forward_ad._current_level >= 0:  # a tangent passed over would be a wrong zero
             raise RuntimeError(f"{op}: forward-mode derivatives are not implemented; use reference.py")
-        return below(keyset, args)
+        return below(*args)
 
     return kernel
 
