@@ -54,16 +54,18 @@ template <class K> DK_INLINE int64_t count_from(const K* keys, int64_t n, K at_l
   return count;
 }
 
-// The largest key that at least k of the n keys reach (n >= k >= 1).
-template <class K> DK_INLINE K kth_largest(const K* keys, int64_t n, int64_t k) {
+// The largest key that at least k of the n keys reach (n >= k >= 1). Writes up to 15 keys past the end.
+template <class K> DK_INLINE K kth_largest(K* keys, int64_t n, int64_t k) {
   K low = keys[0], high = keys[0];
   for (int64_t i = 0; i < n; i++) {
     low = keys[i] < low ? keys[i] : low;
     high = keys[i] > high ? keys[i] : high;
   }
+  const int64_t padded = round_up(n, 16);  // whole vectors: the search counts some twenty times
+  for (int64_t i = n; i < padded; i++) keys[i] = std::numeric_limits<K>::min();
   for (int64_t reached = n; reached != k && low < high;) {
     const K mid = (low & high) + ((low ^ high) >> 1) + ((low ^ high) & 1);  // ceiling of the mean, without overflow
-    const int64_t count = count_from(keys, n, mid);
+    const int64_t count = count_from(keys, padded, mid);
     if (count >= k) low = mid, reached = count;
     else high = mid - 1;
   }
@@ -90,9 +92,12 @@ DK_INLINE int64_t row_winners(const T* rank, int64_t n, int64_t k, bool keep_tie
   int64_t found = collect(rank, n, guess_threshold(rank, n, guess), keys, at);
   if (found < k) found = collect(rank, n, -std::numeric_limits<T>::infinity(), keys, at);
   const Key<T> kth = kth_largest(keys, found, k);
-  int64_t equal = found;  // how many of those that equal the k-th may stay
-  if (!keep_ties) equal = k - (kth == std::numeric_limits<Key<T>>::max() ? 0 : count_from(keys, found, (Key<T>)(kth + 1)));
   int64_t count = 0;
+  if (keep_ties || count_from(keys, found, kth) == k) {
+    for (int64_t i = 0; i < found; i++) out[count] = at[i], count += keys[i] >= kth;
+    return count;
+  }
+  int64_t equal = k - (kth == std::numeric_limits<Key<T>>::max() ? 0 : count_from(keys, found, (Key<T>)(kth + 1)));
   for (int64_t i = 0; i < found; i++) {
     const bool is_equal = keys[i] == kth;
     out[count] = at[i];

@@ -84,6 +84,14 @@ class Adam(torch.optim.Optimizer):
                     owned.append(weight)
         return owned
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As torch's, without its bookkeeping where gradients are dropped."""
+        if not set_to_none:
+            super().zero_grad(set_to_none=False)
+        for group in self.param_groups:
+            for p in group["params"] if set_to_none else ():
+                p.grad = None
+
     @torch.no_grad()
     def step(self, closure=None):
         """One step on every parameter that has a gradient."""
@@ -116,7 +124,8 @@ class Adam(torch.optim.Optimizer):
         if kind is None or not kind.steppable(p, factor):
             return False
         state, mask = self.state[p], self._mask(p)
-        state.setdefault("step", torch.tensor(0.0))
+        if "step" not in state:
+            state["step"] = torch.tensor(0.0)
         if "moments" not in state or not state["moments"].fits(mask, factor):
             state["moments"] = kind.for_factor(p, mask, factor, self._take_dense(p, group))
         state["step"] += 1
