@@ -43,11 +43,13 @@ class OuterFactor:
     """The gradient of a weight [O, I]: sparse^T dense (by_input: its transpose).
 
     sparse: KSparse, over the units whose rows of the weight move. other: a tensor [B, n] or KSparse, the other side.
+    sums: their product where it can be other than zero, as the backend made it in passing; None: not made.
     """
 
     sparse: KSparse
     other: Tensor | KSparse
     by_input: bool
+    sums: Tensor | None = None
 
     def to_dense(self, like: Tensor) -> Tensor:
         out = torch.empty_like(like)

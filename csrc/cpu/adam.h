@@ -55,10 +55,24 @@ template <class T> DK_INLINE void let_rest(const AdamRule<T>& rule, int32_t& sin
   if (!used && !changed && rule.may_rest) since = rule.now;
 }
 
+// Row `unit` of the gradient, O wide: in its place among the sums, or written out in `full`.
+template <class T>
+DK_INLINE const T* gradient_row(const KSparseOuter<T>& p, const OuterRows<T>& rows, const uint16_t* columns, int64_t unit,
+                                T* full) {
+  if (!p.sums) return rows.sum_into(unit, full), full;
+  const T* sums = p.sums + p.place[unit] * p.pitch;
+  if (!p.cols) return sums;
+  spread(sums, columns, p.O, full);
+  return full;
+}
+
 template <class T> void adam_outer(const AdamOuter<T>& p) {
   const KSparseOuter<T>& outer = p.outer;
   const int64_t O = outer.O;
   const OuterRows<T> rows(outer);
+  const Buffer<uint16_t> columns(round_up(O, 16) / 16);  // a bit for each of cols
+  std::memset(columns, 0, round_up(O, 16) / 8);
+  for (int64_t j = 0; outer.cols && j < outer.n; j++) columns[outer.cols[j] / 16] |= (uint16_t)(1 << outer.cols[j] % 16);
   const int64_t row_size = round_up(O, 16) + 32, words = round_up(O, 16) / 16;
   const Buffer<T> scratch(outer.threads * 3 * row_size);
 #pragma omp parallel num_threads(outer.threads)
@@ -72,16 +86,16 @@ template <class T> void adam_outer(const AdamOuter<T>& p) {
       if (may_skip(p.rule, since, used)) continue;
       T *weights = p.weight + i * O, *m = p.m + p.start[i], *v = p.v + p.start[i];
       wake(p.rule, since, m, v, p.start[i + 1] - p.start[i]);
-      if (used) rows.sum_into(i, full);
+      const T* gradient = used ? gradient_row(outer, rows, columns, i, full) : nullptr;
       bool changed;
       if (p.bits) {
         const uint16_t* bits = p.bits + i * words;
         const int64_t n = squeeze(weights, bits, O, kept);
-        if (used) squeeze((const T*)full, bits, O, g);
+        if (used) squeeze(gradient, bits, O, g);
         changed = adam_row(p.rule, used ? (const T*)g : nullptr, m, v, kept, n);
         if (changed) spread((const T*)kept, bits, O, weights);
       } else {
-        changed = adam_row(p.rule, used ? (const T*)full : nullptr, m, v, weights, O);
+        changed = adam_row(p.rule, gradient, m, v, weights, O);
       }
       let_rest(p.rule, since, used, changed);
     }

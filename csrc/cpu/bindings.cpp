@@ -75,17 +75,19 @@ template <class T> static void define(py::module_& m, const std::string& suffix)
   def("ksparse_outer", [](Address values, Address start, Address entry, Address sample, int64_t B, int64_t k, int64_t I,
                           int64_t O, Address r, int64_t n, Address cols, Address weight, int64_t stride_i, int64_t stride_o,
                           Address grad_weight, int64_t grad_stride_i, int64_t grad_stride_o, Address grad_values,
-                          int threads) {
+                          Address sums, int64_t pitch, Address place, int threads) {
     kernels<T>().ksparse_outer({at<T>(values), at<int32_t>(start), at<int32_t>(entry), at<int32_t>(sample), B, k, I, O,
                                 at<T>(r), n, at<int32_t>(cols), at<T>(weight), stride_i, stride_o, at<T>(grad_weight),
-                                grad_stride_i, grad_stride_o, at<T>(grad_values), threads});
+                                grad_stride_i, grad_stride_o, at<T>(grad_values), at<T>(sums), pitch, at<int32_t>(place),
+                                threads});
   });
   def("adam_outer", [](Address values, Address lists, Address entry, Address sample, int64_t B, int64_t k, int64_t I,
-                       int64_t O, Address r, int64_t n, Address cols, double beta1, double beta2, double lr, double eps,
-                       int32_t now, bool may_rest, Address weight, Address m, Address v, Address start, Address bits,
+                       int64_t O, Address r, int64_t n, Address cols, Address sums, int64_t pitch, Address place,
+                       double beta1, double beta2, double lr, double eps, int32_t now, bool may_rest, Address weight, Address m, Address v, Address start, Address bits,
                        Address since, int threads) {
     const KSparseOuter<T> outer{at<T>(values), at<int32_t>(lists), at<int32_t>(entry), at<int32_t>(sample), B, k, I, O,
-                                at<T>(r), n, at<int32_t>(cols), nullptr, 0, 0, nullptr, 0, 0, nullptr, threads};
+                                at<T>(r), n, at<int32_t>(cols), nullptr, 0, 0, nullptr, 0, 0, nullptr,
+                                at<T>(sums), pitch, at<int32_t>(place), threads};
     kernels<T>().adam_outer({outer, adam_rule<T>(beta1, beta2, lr, eps, now, may_rest), at<T>(weight), at<T>(m), at<T>(v),
                              at<int64_t>(start), at<uint16_t>(bits), at<int32_t>(since)});
   });

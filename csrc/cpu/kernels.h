@@ -114,6 +114,10 @@ template <class T> struct KSparseOuter {
   T* grad_m;
   int64_t grad_stride_i, grad_stride_o;
   T* grad_values;
+  // Or grad_m only where it can be other than zero: sums [units in use, pitch] over the columns cols; or null.
+  T* sums;
+  int64_t pitch;         // n, rounded up to 16
+  const int32_t* place;  // [I]: a unit's number among those in use
   int threads;
 };
 
@@ -124,7 +128,7 @@ template <class T> struct AdamRule {
   bool may_rest;  // no step from now on moves a row without gradient more than this one does
 };
 
-// Adam on weight [I, O], whose gradient is `outer`'s grad_m (outer.m and its gradients are not used).
+// Adam on weight [I, O], whose gradient is `outer`'s grad_m: it is taken from outer.sums, or made.
 template <class T> struct AdamOuter {
   KSparseOuter<T> outer;
   AdamRule<T> rule;

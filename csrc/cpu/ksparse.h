@@ -221,11 +221,11 @@ template <class T> class OuterRows {
   explicit OuterRows(const KSparseOuter<T>& p)
       : p_(p),
         pitch_(round_up(p.n, lanes<T>)),
-        padded_(pitch_ != p.n ? p.B * pitch_ : 0),
+        padded_(p.r && pitch_ != p.n ? p.B * pitch_ : 0),
         weights_(p.threads * (pitch_ + lanes<T>)),
         sums_(p.threads * (pitch_ + lanes<T>)),
         dots_(p.grad_values ? p.threads * (p.B * p.k + 1) : 0) {
-    if (pitch_ == p.n) return;
+    if (!p.r || pitch_ == p.n) return;
     std::memset(padded_, 0, p.B * pitch_ * sizeof(T));  // whole vectors: the inner loops have no tails
     for (int64_t b = 0; b < p.B; b++) std::memcpy(padded_ + b * pitch_, p.r + b * p.n, p.n * sizeof(T));
   }
@@ -241,7 +241,10 @@ template <class T> class OuterRows {
     for (int64_t j = 0; p_.cols && j < p_.n; j++) out[p_.cols[j]] = sums[j];
   }
 
-  // The products of the unit's row of m with r's rows, into grad_values; and, where out is not null, sum_into.
+  // The row over just the columns cols, into p.sums.
+  void sum_only(int64_t unit) const { run<true, false>(unit, nullptr, p_.sums + p_.place[unit] * p_.pitch, nullptr); }
+
+  // The products of the unit's row of m with r's rows, into grad_values; and, where wanted, its sums.
   void multiply(int64_t unit, T* out) const {
     const int64_t me = thread_number(), size = pitch_ + lanes<T>;
     T *w = weights_ + me * size, *sums = sums_ + me * size;
@@ -250,7 +253,8 @@ template <class T> class OuterRows {
     if (!used(unit)) return;
     for (int64_t c = 0; c < pitch_; c++)
       w[c] = c < p_.n ? p_.m[unit * p_.stride_i + (p_.cols ? p_.cols[c] : c) * p_.stride_o] : T(0);
-    if (out) run<true, true>(unit, w, sums, dots);
+    if (p_.sums) run<true, true>(unit, w, p_.sums + p_.place[unit] * p_.pitch, dots);
+    else if (out) run<true, true>(unit, w, sums, dots);
     else run<false, true>(unit, w, sums, dots);
     for (int64_t q = p_.start[unit]; q < p_.start[unit + 1]; q++)
       p_.grad_values[p_.entry[q]] = pitch_ ? sum<T>(dots[q - p_.start[unit]]) : T(0);
@@ -288,7 +292,8 @@ template <class T> void ksparse_outer(const KSparseOuter<T>& p) {
     for (int64_t u = 0; u < here; u++) {
       T* out = tile ? tile + u * row_size : nullptr;
       if (p.grad_values) rows.multiply(i0 + u, out);
-      else rows.sum_into(i0 + u, out);
+      else if (tile) rows.sum_into(i0 + u, out);
+      else if (rows.used(i0 + u)) rows.sum_only(i0 + u);
     }
     if (!tile) continue;
     T* grad = p.grad_m + i0 * p.grad_stride_i;

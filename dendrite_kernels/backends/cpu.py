@@ -287,19 +287,27 @@ class UnitLists:
         return self.start, self.entry, self.sample, *self.shape
 
 
-def _outer(values, indices, r, cols, weight, grad_weight, grad_values):
+def _outer(values, indices, r, cols, weight, grad_weight, grad_values, keep_sums=False):
     """For y = x W^T with k-sparse x [B, I] and dy = r (its columns cols; None: all): dW [O, I] and dx's values.
 
-    Either gradient may be None: not wanted.
+    Either gradient may be None: not wanted. With keep_sums, returns dW where it can be other than zero: [units of x in
+    use, columns of r rounded up to 16].
     """
-    if grad_weight is None and grad_values is None:
-        return
+    lists, sums = UnitLists.of(indices, weight.shape[1]), None
+    if keep_sums:
+        sums = r.new_empty(len(lists.used), -(-r.shape[1] // 16) * 16)
+    elif grad_weight is None and grad_values is None:
+        return None
     strides = (0, 0) if grad_weight is None else grad_weight.T.stride()
-    lists = UnitLists.of(indices, weight.shape[1])
     _call(
         "ksparse_outer", r.dtype, values, *lists.arguments(), *weight.T.shape, r, r.shape[1], cols, weight,
-        *weight.T.stride(), grad_weight, *strides, grad_values,
+        *weight.T.stride(), grad_weight, *strides, grad_values, *_sums_arguments(sums, lists),
     )  # fmt: skip
+    return sums
+
+
+def _sums_arguments(sums, lists):
+    return (None, 0, None) if sums is None else (sums, sums.shape[1], lists.place)
 
 
 def _dense_matmul(x, weight):
@@ -323,13 +331,13 @@ def sparse_linear(out, values, indices, weight, bias):
         _matmul(y, _wide(values), indices.contiguous(), _strided(weight).T, _wide(bias))
 
 
-def sparse_linear_backward(out, grad_y, values, indices, weight):
+def sparse_linear_backward(out, grad_y, values, indices, weight, keep_sums=False):
     wide = compute_dtype(values.dtype)
     grad_values, grad_weight, grad_bias = out
     if grad_bias is not None:
         torch.sum(grad_y, 0, out=grad_bias)
     with _Outputs([grad_values], wide) as (gv,), _Outputs([grad_weight], wide, any_strides=True) as (gw,):
-        _outer(_wide(values), indices, _wide(grad_y), None, _strided(weight), gw, gv)
+        return _outer(_wide(values), indices, _wide(grad_y), None, _strided(weight), gw, gv, keep_sums)
 
 
 def linear_kwinners(out, x, x_indices, weight, bias, gate, context_index, k, combine, boost, relu):
@@ -342,7 +350,7 @@ def linear_kwinners(out, x, x_indices, weight, bias, gate, context_index, k, com
 
 
 def linear_kwinners_backward(
-    out, grad_values, values, indices, pre, x, x_indices, weight, gate, context_index, combine, relu
+    out, grad_values, values, indices, pre, x, x_indices, weight, gate, context_index, combine, relu, keep_sums=False
 ):
     wide, units = pre.dtype, len(weight)
     grad_x, grad_weight, grad_bias, grad_gate, grad_winners = out
@@ -355,9 +363,9 @@ def linear_kwinners_backward(
         )
         if x_indices is None:
             _gradients_of_dense_x(grad_y, indices, _wide(x), _strided(weight), gx, gw)
-        else:
-            used, compact = _compact(grad_y, indices, units)
-            _outer(_wide(x), x_indices, compact, used, _strided(weight), gw, gx)
+            return None
+        used, compact = _compact(grad_y, indices, units)
+        return _outer(_wide(x), x_indices, compact, used, _strided(weight), gw, gx, keep_sums)
 
 
 def _gradients_of_dense_x(grad_y, indices, x, weight, grad_x, grad_weight):
@@ -410,13 +418,21 @@ def _dense_side(other):
     return _compact(other.values.contiguous(), other.indices, other.size)
 
 
-def adam_outer(weight, sparse, other, rule, m, v, start, bits, since):
-    """Adam on a contiguous weight [I, O] whose gradient is sparse^T other [B, O] (a tensor or KSparse)."""
-    used, other = _dense_side(other)
+def adam_outer(weight, sparse, other, sums, rule, m, v, start, bits, since):
+    """Adam on a contiguous weight [I, O] whose gradient is sparse^T other [B, O] (a tensor or KSparse).
+
+    sums: the gradient as _outer left it with keep_sums; None: it is made.
+    """
     lists = UnitLists.of(sparse.indices, len(weight))
+    if sums is None:
+        used, other = _dense_side(other)
+    else:
+        used = None if isinstance(other, torch.Tensor) else UnitLists.of(other.indices, other.size).used
+    width = other.shape[1] if used is None else len(used)
     _call(
-        "adam_outer", weight.dtype, sparse.values.contiguous(), *lists.arguments(), *weight.shape, other,
-        other.shape[1], used, *rule, weight, m, v, start, bits, since,
+        "adam_outer", weight.dtype, sparse.values.contiguous(), *lists.arguments(), *weight.shape,
+        other if sums is None else None, width, used, *_sums_arguments(sums, lists), *rule,
+        weight, m, v, start, bits, since,
     )  # fmt: skip
 
 

@@ -59,7 +59,7 @@ def sparse_linear(out, values, indices, weight, bias):
     out.copy_(ref.sparse_linear(values, indices, weight, bias))
 
 
-def sparse_linear_backward(out, grad_y, values, indices, weight):
+def sparse_linear_backward(out, grad_y, values, indices, weight, keep_sums=False):
     _fill(out, ref.sparse_linear_backward(grad_y, values, indices, weight, _needs(out)))
 
 
@@ -71,7 +71,7 @@ def linear_kwinners(out, x, x_indices, weight, bias, gate, context_index, k, com
 
 
 def linear_kwinners_backward(
-    out, grad_values, values, indices, pre, x, x_indices, weight, gate, context_index, combine, relu
+    out, grad_values, values, indices, pre, x, x_indices, weight, gate, context_index, combine, relu, keep_sums=False
 ):
     _fill(
         out,

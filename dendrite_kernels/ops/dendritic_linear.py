@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import factored
+from .. import backend, factored
 from . import _checks as check
 from ._register import define, given, wanted
 from .ksparse import KSparse
@@ -124,14 +124,20 @@ def _save(ctx, args, outputs):
 def _backward(ctx, grad_values, *_):
     _, indices, _, x, x_indices, weight, _, _ = ctx.saved_tensors
     needs = [ctx.needs[0], ctx.needs[1] and not ctx.factored, *ctx.needs[2:]]
-    *grads, grad_y = _linear_kwinners_backward(grad_values, *ctx.saved_tensors, *ctx.rest, needs)
+    args = (grad_values, *ctx.saved_tensors, *ctx.rest, needs)
+    if ctx.factored and x_indices is not None and not torch.is_grad_enabled():
+        outputs = _allocate_backward(*args)
+        sums = _launch_backward(backend.choose(weight.device), outputs, *args, keep_sums=True)
+    else:
+        outputs, sums = _linear_kwinners_backward(*args), None
+    *grads, grad_y = outputs
     grad_x, grad_weight, grad_bias, grad_gate = given(needs, grads)
     if ctx.factored:
         dy, dense_x = KSparse(grad_y.detach(), indices, weight.shape[0]), x.detach()
         if x_indices is None:
             factor = factored.OuterFactor(dy, dense_x, by_input=False)
         else:
-            factor = factored.OuterFactor(KSparse(dense_x, x_indices, weight.shape[1]), dy, by_input=True)
+            factor = factored.OuterFactor(KSparse(dense_x, x_indices, weight.shape[1]), dy, by_input=True, sums=sums)
         grad_weight = factored.FactoredGrad(weight, [factor])
     return (grad_x, None, grad_weight, grad_bias, grad_gate, *[None] * 5)
 
@@ -144,6 +150,10 @@ def _allocate_backward(
     return grad_x, grad_weight, grad_bias, grad_gate, torch.empty_like(values)
 
 
+def _launch_backward(module, out, *args, **options):
+    return module.linear_kwinners_backward([*given(args[-1], out[:4]), out[4]], *args[:-1], **options)
+
+
 # The last result is the gradient of y at the winners, from which the weight's follows.
 _linear_kwinners_backward = define(
     "linear_kwinners_backward",
@@ -151,7 +161,7 @@ _linear_kwinners_backward = define(
     " Tensor? gate, Tensor? context_index, str combine, bool relu, bool[4] needs)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _allocate_backward,
-    lambda module, out, *args: module.linear_kwinners_backward([*given(args[-1], out[:4]), out[4]], *args[:-1]),
+    _launch_backward,
 )
 
 _linear_kwinners = define(

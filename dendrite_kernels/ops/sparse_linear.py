@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import factored
+from .. import backend, factored
 from . import _checks as check
 from ._register import define, given, wanted
 from .ksparse import KSparse
@@ -64,11 +64,17 @@ def _save(ctx, args, outputs):
 def _backward(ctx, grad_y):
     values, indices, weight = ctx.saved_tensors
     needs = [ctx.needs[0], ctx.needs[1] and not ctx.factored, ctx.needs[2]]
-    grads = _sparse_linear_backward(grad_y, values, indices, weight, needs)
-    grad_values, grad_weight, grad_bias = given(needs, grads)
+    args = (grad_y, values, indices, weight, needs)
+    if ctx.factored and not torch.is_grad_enabled():
+        outputs = _allocate_backward(*args)
+        sums = _launch_backward(backend.choose(weight.device), outputs, *args, keep_sums=True)
+    else:
+        outputs, sums = _sparse_linear_backward(*args), None
+    grad_values, grad_weight, grad_bias = given(needs, outputs)
     if ctx.factored:
         x = KSparse(values.detach(), indices, weight.shape[1])
-        grad_weight = factored.FactoredGrad(weight, [factored.OuterFactor(x, grad_y.detach(), by_input=True)])
+        factor = factored.OuterFactor(x, grad_y.detach(), by_input=True, sums=sums)
+        grad_weight = factored.FactoredGrad(weight, [factor])
     return grad_values, None, grad_weight, grad_bias
 
 
@@ -77,11 +83,15 @@ def _allocate_backward(grad_y, values, indices, weight, needs):
     return grad_values, grad_weight, weight.new_empty(weight.shape[0] if needs[2] else 0)
 
 
+def _launch_backward(module, out, *args, **options):
+    return module.sparse_linear_backward(given(args[-1], out), *args[:-1], **options)
+
+
 _sparse_linear_backward = define(
     "sparse_linear_backward",
     "(Tensor grad_y, Tensor values, Tensor indices, Tensor weight, bool[3] needs) -> (Tensor, Tensor, Tensor)",
     _allocate_backward,
-    lambda module, out, *args: module.sparse_linear_backward(given(args[-1], out), *args[:-1]),
+    _launch_backward,
 )
 
 _sparse_linear = define(

@@ -57,7 +57,7 @@ class WeightMoments:
         rule = self.clock.rule(weight, group, now)
         by_row = self._by_row(weight.detach())
         moments = (self.m, self.v, self.start, self.bits, self.since)
-        cpu.adam_outer(by_row, factor.sparse, factor.other, rule, *moments)
+        cpu.adam_outer(by_row, factor.sparse, factor.other, factor.sums, rule, *moments)
         torch.autograd.graph.increment_version(weight)
         self.clock.stepped(weight, group)
 
