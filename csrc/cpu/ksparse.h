@@ -95,7 +95,7 @@ template <class T> int64_t ksparse_matmul(const KSparseMatmul<T>& p) {
     if (in_place) direct[q] = p.indices[q] * p.stride_i;
   }
   const Buffer<T> scratch(p.threads * (active * width + width));
-#pragma omp parallel for num_threads(p.threads) schedule(static)
+#pragma omp parallel for num_threads(p.threads) schedule(dynamic)
   for (int64_t t = 0; t < panels; t++) {
     const int64_t o = t * width, here = lower(width, p.O - o);
     T* panel = scratch + thread_number() * (active * width + width);
@@ -156,7 +156,7 @@ template <class T> bool mostly_constant_matmul(const MostlyConstantMatmul<T>& p)
         q += x != common;
       }
     T* panel = scratch + thread_number() * p.I * width;
-#pragma omp for schedule(static) reduction(&& : finite)
+#pragma omp for schedule(dynamic) reduction(&& : finite)
     for (int64_t t = 0; t < panels; t++) {
       alignas(64) T base[width];
       vec<T> sums[2] = {};

@@ -127,7 +127,7 @@ template <class T> void kwinners(const KWinners<T>& p) {
   const Buffer<T> rows(p.threads * pad), boosted(p.how.boost ? p.threads * pad : 0);
   const Buffer<Key<T>> keys(p.threads * pad);
   const Buffer<int32_t> candidates(p.threads * pad), winners(p.threads * pad);
-#pragma omp parallel for num_threads(p.threads) schedule(static)
+#pragma omp parallel for num_threads(p.threads) schedule(dynamic, 8)
   for (int64_t b = 0; b < p.B; b++) {
     const int64_t at = thread_number() * pad;
     T *a = rows + at, *rank = a;
