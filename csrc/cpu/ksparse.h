@@ -192,7 +192,8 @@ template <bool sums, bool products, int N, class T> DK_INLINE void unit_block(co
     const T* row = p.r + p.sample[e] * p.pitch;
     const T value = sums ? p.values[p.entry[e]] : T(0);
     vec<T> dot = {}, other = {};
-    for (int v = 0; v < N; v++) {
+#pragma GCC unroll 16
+    for (int v = 0; v < N; v++) {  // unrolled whole, or acc would live in memory
       const vec<T> x = load(row + v * L);
       if (sums) acc[v] += value * x;
       if (products) (v % 2 ? other : dot) += x * load(p.w + v * L);
@@ -200,6 +201,7 @@ template <bool sums, bool products, int N, class T> DK_INLINE void unit_block(co
     if (products) p.dots[e] = p.first ? dot + other : p.dots[e] + (dot + other);
   }
   if (sums)
+#pragma GCC unroll 16
     for (int v = 0; v < N; v++) store(p.out + v * L, acc[v]);
 }
 

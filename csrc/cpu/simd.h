@@ -23,6 +23,9 @@ template <class T> DK_INLINE T sum(vec<T> v) {  // by halves
     for (int i = 0; i < width; i++) v[i] += v[i + width];
   return v[0];
 }
+#ifdef DK_AVX512
+template <> inline __attribute__((always_inline)) float sum<float>(vec<float> v) { return _mm512_reduce_add_ps((__m512)v); }  // by halves too
+#endif
 // A matrix by its strides (in elements).
 template <class T> struct Matrix {
   T* data;
