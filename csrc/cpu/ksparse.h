@@ -191,14 +191,16 @@ template <bool sums, bool products, int N, class T> DK_INLINE void unit_block(co
   for (int64_t e = 0; e < p.entries; e++) {
     const T* row = p.r + p.sample[e] * p.pitch;
     const T value = sums ? p.values[p.entry[e]] : T(0);
-    vec<T> dot = {}, other = {};
+    vec<T> dot[4] = {};  // chains of sums short enough to overlap
 #pragma GCC unroll 16
     for (int v = 0; v < N; v++) {  // unrolled whole, or acc would live in memory
       const vec<T> x = load(row + v * L);
       if (sums) acc[v] += value * x;
-      if (products) (v % 2 ? other : dot) += x * load(p.w + v * L);
+      if (products) dot[v % 4] += x * load(p.w + v * L);
     }
-    if (products) p.dots[e] = p.first ? dot + other : p.dots[e] + (dot + other);
+    if (!products) continue;
+    const vec<T> whole = (dot[0] + dot[1]) + (dot[2] + dot[3]);
+    p.dots[e] = p.first ? whole : p.dots[e] + whole;
   }
   if (sums)
 #pragma GCC unroll 16
