@@ -51,6 +51,10 @@ class OuterFactor:
     by_input: bool
     sums: Tensor | None = None
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.sparse.values.dtype
+
     def to_dense(self, like: Tensor) -> Tensor:
         out = torch.empty_like(like)
         backend.choose(like.device).outer(out.T if self.by_input else out, self.sparse, self.other)
@@ -83,6 +87,10 @@ class SegmentFactor:
     grad: Tensor
     winner: Tensor
     context: Tensor
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.grad.dtype
 
     def to_dense(self, like: Tensor) -> Tensor:
         out = torch.empty_like(like, memory_format=torch.contiguous_format)

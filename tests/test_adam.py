@@ -28,7 +28,7 @@ def isa(request):
 def make_model(dtype=torch.float64, **options):
     torch.manual_seed(0)
     sizes = {"input_size": 20, "hidden_sizes": (40, 37), "output_size": 5, "num_segments": 4, "dim_context": 13}
-    return DendriticMLP(**sizes, **{"weight_sparsity": 0.5, "percent_on": 0.2, **options}).to(dtype)
+    return DendriticMLP(**{**sizes, "weight_sparsity": 0.5, "percent_on": 0.2, **options}).to(dtype)
 
 
 def some_batch(kind, dtype, step=0):

@@ -124,6 +124,11 @@ class Adam(torch.optim.Optimizer):
         if kind is None or not kind.steppable(p, factor):
             return False
         state, mask = self.state[p], self._mask(p)
+        if factor.dtype != p.dtype or ("moments" in state and state["moments"].m.dtype != p.dtype):
+            raise RuntimeError(
+                f"this weight has become {p.dtype} since its gradient or moments were made: call zero_grad() and make "
+                "a new Adam after changing a model's dtype or device"
+            )
         if "step" not in state:
             state["step"] = torch.tensor(0.0)
         if "moments" not in state or not state["moments"].fits(mask, factor):
@@ -188,6 +193,8 @@ class Adam(torch.optim.Optimizer):
     def torch_state_dict(self) -> dict:
         """The state as torch.optim.Adam's state_dict, moments written out: load it there, or here."""
         out = super().state_dict()
+        defaults = torch.optim.Adam([torch.zeros(0)]).defaults
+        out["param_groups"] = [{**defaults, **group} for group in out["param_groups"]]
         number = 0
         for group in self.param_groups:
             for p in group["params"]:
@@ -217,16 +224,15 @@ class Adam(torch.optim.Optimizer):
         saved_groups = state_dict["param_groups"]
         if [len(g["params"]) for g in saved_groups] != [len(g["params"]) for g in self.param_groups]:
             raise ValueError("state_dict: expected as many parameters in each group as this optimizer has")
-        for group, saved in zip(self.param_groups, saved_groups, strict=True):
-            if saved.get("weight_decay") or saved.get("amsgrad"):
-                raise ValueError("state_dict: expected one without weight_decay and amsgrad")
-            group.update({key: saved[key] for key in ("lr", "betas", "eps")})
+        if any(saved.get("weight_decay") or saved.get("amsgrad") for saved in saved_groups):
+            raise ValueError("state_dict: expected one without weight_decay and amsgrad")
         numbers = [number for g in saved_groups for number in g["params"]]
+        states = [state_dict["state"].get(number) for number in numbers]
+        loaded = {p: self._loaded(p, saved) for p, saved in zip(parameters, states, strict=True) if saved}
+        for group, saved in zip(self.param_groups, saved_groups, strict=True):
+            group.update({key: saved[key] for key in ("lr", "betas", "eps")})
         self.state.clear()
-        for number, p in zip(numbers, parameters, strict=True):
-            saved = state_dict["state"].get(number)
-            if saved:
-                self.state[p] = self._loaded(p, saved)
+        self.state.update(loaded)
 
     def _loaded(self, p: Tensor, saved: dict) -> dict:
         state = {"step": torch.as_tensor(float(saved["step"]))}

@@ -1,0 +1,371 @@
+"""optim.Adam among all else that a training loop may do: it works as torch.optim.Adam does, or says what to do."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from test_adam import LR, backward, make_model, parameters_agree, pytestmark, some_batch  # noqa: F401
+
+import dendrite_kernels as dk
+from dendrite_kernels.factored import FactoredGrad
+from dendrite_kernels.sparsity import rezero_weights
+from dendrite_kernels.testing import assert_same_bits
+
+
+def make_pair():
+    """Ours and the same model by torch, with their optimizers."""
+    ours, plain = make_model(), make_model()
+    return ours, dk.optim.Adam(ours, LR), plain, torch.optim.Adam(plain.parameters(), LR)
+
+
+@pytest.fixture
+def pair():
+    return make_pair()
+
+
+def step_both(pair, make_gradients):
+    ours, mine, plain, theirs = pair
+    for model, optimizer in ((ours, mine), (plain, theirs)):
+        optimizer.zero_grad()
+        make_gradients(model)
+        optimizer.step()
+        rezero_weights(model)
+    parameters_agree(ours, plain, torch.float64)
+
+
+def one_step(model, optimizer, batch):
+    optimizer.zero_grad()
+    backward(model, batch)
+    optimizer.step()
+
+
+# ---- gradients that are not one backward pass -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kinds", [("one", "one"), ("one", "several"), ("several", "several"), ("one", "changing")])
+def test_two_backward_passes_before_a_step(pair, kinds):
+    def twice(model):
+        for number, kind in enumerate(kinds):
+            backward(model, some_batch(kind, torch.float64, 3 * number))
+
+    for _ in range(3):
+        step_both(pair, twice)
+    assert isinstance(pair[0].layers[0].weight.grad, FactoredGrad)
+
+
+def test_two_batches_of_other_sizes_before_a_step(pair):
+    x, labels, context, _ = some_batch("one", torch.float64)
+
+    def twice(model):
+        backward(model, (x, labels, context, None))
+        backward(model, (x[:7], labels[:7], context, None))
+
+    for _ in range(3):
+        step_both(pair, twice)
+
+
+def test_a_graph_kept_and_used_twice(pair):
+    def twice(model):
+        x, labels, context, _ = some_batch("one", torch.float64)
+        loss = torch.nn.functional.cross_entropy(model(x, context), labels)
+        loss.backward(retain_graph=True)
+        loss.backward()
+
+    for _ in range(3):
+        step_both(pair, twice)
+
+
+@pytest.mark.parametrize("dense_first", [False, True])
+def test_a_dense_part_beside_the_factors(pair, dense_first):
+    """A penalty on all weights: the step is dense from then on where it must be, and factored again without it."""
+
+    def penalised(model):
+        def penalty():
+            sum(p.square().sum() for p in model.parameters()).mul(0.01).backward()
+
+        if dense_first:
+            penalty()
+        backward(model, some_batch("one", torch.float64))
+        if not dense_first:
+            penalty()
+
+    plain_pass = lambda model: backward(model, some_batch("one", torch.float64))  # noqa: E731
+    for make in (plain_pass, penalised, plain_pass, penalised, penalised, plain_pass):
+        step_both(pair, make)
+
+
+def test_layers_frozen_and_thawed(pair):
+    def on(model):
+        backward(model, some_batch("one", torch.float64))
+
+    step_both(pair, on)
+    for model in (pair[0], pair[2]):
+        model.layers[0].segments.weights.requires_grad_(False)
+        model.layers[1].weight.requires_grad_(False)
+    frozen = pair[0].layers[0].segments.weights.detach().clone()
+    step_both(pair, on)
+    assert_same_bits(pair[0].layers[0].segments.weights.detach(), frozen)
+    for model in (pair[0], pair[2]):
+        model.requires_grad_(True)
+    step_both(pair, on)
+    assert not torch.equal(pair[0].layers[0].segments.weights, frozen)
+
+
+def test_a_mask_that_changes_in_between(pair):
+    def on(model):
+        backward(model, some_batch("one", torch.float64))
+
+    step_both(pair, on)
+    before, mask = pair[0].layers[1].weight_mask.clone(), torch.rand(37, 40) < 0.4
+    for model in (pair[0], pair[2]):
+        layer = model.layers[1]
+        layer.set_mask(torch.empty_like(layer.weight_mask).copy_(mask))
+    ours, _, plain, theirs = pair
+    for key in ("exp_avg", "exp_avg_sq"):  # torch's has moments of masked weights; ours start at zero
+        theirs.state[plain.layers[1].weight][key].mul_(before & mask)
+    step_both(pair, on)
+    assert (ours.layers[1].weight[~mask] == 0).all()
+
+
+def test_a_closure_and_a_scheduler(pair):
+    ours, mine, plain, theirs = pair
+    schedules = [torch.optim.lr_scheduler.StepLR(o, 2, gamma=3.0) for o in (mine, theirs)]
+    batch = some_batch("one", torch.float64)
+    for _ in range(6):
+        for model, optimizer, schedule in ((ours, mine, schedules[0]), (plain, theirs, schedules[1])):
+
+            def closure(model=model, optimizer=optimizer):
+                optimizer.zero_grad()
+                return backward(model, batch)
+
+            loss = optimizer.step(closure)
+            schedule.step()
+            assert loss > 0
+        rezero_weights(plain)
+        parameters_agree(ours, plain, torch.float64)
+    assert mine.param_groups[0]["lr"] == pytest.approx(27 * LR)
+
+
+# ---- rows that rest -------------------------------------------------------------------------------------------------
+
+
+def test_rows_that_a_step_leaves_as_they_were_rest_and_wake():
+    """float32, one batch 300 times: the rows of an earlier batch come to rest, and go on as if they had not."""
+    ours, plain = make_model(torch.float32), make_model(torch.float32)
+    mine, theirs = dk.optim.Adam(ours, LR), torch.optim.Adam(plain.parameters(), LR)
+    other, rested = some_batch("one", torch.float32, 2), []
+    for step in range(304):
+        x, *rest = other
+        batch = other if 2 <= step < 300 else (-20 * x, *rest)  # other units win
+        if step == 302:
+            mine.param_groups[0]["lr"] = theirs.param_groups[0]["lr"] = 2 * LR  # all rows wake
+        for model, optimizer in ((ours, mine), (plain, theirs)):
+            one_step(model, optimizer, batch)
+        rezero_weights(plain)
+        rested.append(torch.cat([s["moments"].since > 0 for s in mine.state.values() if "moments" in s]))
+        parameters_agree(ours, plain, torch.float32)
+        with torch.no_grad():
+            for p, q in zip(ours.parameters(), plain.parameters(), strict=True):
+                q.copy_(p)
+    assert not rested[1].any() and rested[299].sum() > 50 and not rested[302].any()
+    assert (rested[299] & ~rested[300]).sum() > 0  # gradient woke these
+    written = mine.torch_state_dict()["state"]
+    for number, (p, q) in enumerate(zip(ours.parameters(), plain.parameters(), strict=True)):
+        dense, state = written[number], theirs.state[q]
+        for key in ("exp_avg", "exp_avg_sq"):
+            want = state[key] * (p != 0)  # torch's has moments of masked weights
+            large = want.abs() > 1e-4 * want.abs().max()
+            # some 300 roundings of a decay against one power, and gradients that differ by theirs
+            torch.testing.assert_close(dense[key][large], want[large], rtol=1e-3, atol=1e-6 * float(want.abs().max()))
+
+
+# ---- checkpoints ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["one", "changing", "several"])
+@pytest.mark.parametrize("segment_sparsity", [0.0, 0.5])
+def test_a_checkpoint_goes_on_to_the_same_bits(tmp_path, kind, segment_sparsity):
+    model = make_model(torch.float32, segment_sparsity=segment_sparsity)
+    optimizer = dk.optim.Adam(model, LR)
+    for step in range(6):
+        one_step(model, optimizer, some_batch(kind, torch.float32, step))
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "state.pt")
+    saved = torch.load(tmp_path / "state.pt", weights_only=True)
+    other = make_model(torch.float32, segment_sparsity=segment_sparsity)
+    other.load_state_dict(saved["model"])
+    resumed = dk.optim.Adam(other, 0.5)
+    resumed.load_state_dict(saved["optimizer"])
+    assert resumed.param_groups[0]["lr"] == LR
+    for step in range(6, 10):
+        batch = some_batch(kind, torch.float32, step)
+        one_step(model, optimizer, batch)
+        one_step(other, resumed, batch)
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        assert_same_bits(p.detach(), q.detach())
+
+
+def test_a_checkpoint_is_not_moved_by_later_steps():
+    model = make_model(torch.float32)
+    optimizer = dk.optim.Adam(model, LR)
+    one_step(model, optimizer, some_batch("one", torch.float32))
+    saved = optimizer.state_dict()
+    before = {n: s["moments"]["m"].clone() for n, s in saved["state"].items() if "moments" in s}
+    one_step(model, optimizer, some_batch("one", torch.float32, 1))
+    assert before and all(torch.equal(saved["state"][n]["moments"]["m"], m) for n, m in before.items())
+
+
+@pytest.mark.parametrize("to_torch", [True, False])
+def test_conversion_from_and_to_torch(to_torch):
+    ours, mine, plain, theirs = make_pair()
+    for step in range(4):
+        step_both(
+            (ours, mine, plain, theirs),
+            lambda model, step=step: backward(model, some_batch("changing", torch.float64, step)),
+        )
+    if to_torch:  # the optimizers trade places
+        converted = torch.optim.Adam(ours.parameters(), LR)
+        converted.load_state_dict(mine.torch_state_dict())
+        del mine
+        pair = (ours, converted, plain, theirs)
+    else:
+        fresh = dk.optim.Adam(ours, LR)
+        fresh.load_state_dict(theirs.state_dict())
+        pair = (ours, fresh, plain, theirs)
+    for step in range(4, 8):
+        step_both(pair, lambda model, step=step: backward(model, some_batch("changing", torch.float64, step)))
+
+
+def test_checkpoints_that_do_not_fit_are_refused(pair):
+    ours, mine, plain, _ = pair
+    one_step(ours, mine, some_batch("one", torch.float64))
+    with pytest.raises(ValueError, match="expected as many parameters in each group"):
+        mine.load_state_dict(torch.optim.Adam(plain.layers.parameters()).state_dict())
+    with pytest.raises(ValueError, match="expected one without weight_decay and amsgrad"):
+        mine.load_state_dict(torch.optim.Adam(plain.parameters(), weight_decay=0.1).state_dict())
+    wide = make_model(input_size=21)
+    other = torch.optim.Adam(wide.parameters())
+    for p in wide.parameters():
+        p.grad = torch.ones_like(p)
+    other.step()
+    with pytest.raises(ValueError, match="expected moments"):
+        mine.load_state_dict(other.state_dict())
+    unmasked = dk.optim.Adam(make_model(weight_sparsity=0.0))
+    with pytest.raises(ValueError, match="the weight's mask"):
+        unmasked.load_state_dict(mine.state_dict())
+    assert mine.state[ours.layers[0].weight]["step"] == 1  # a state that is refused replaces nothing
+
+
+# ---- what can't be done says so -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def factored():
+    model = make_model(torch.float32)
+    optimizer = dk.optim.Adam(model, LR)
+    backward(model, some_batch("one", torch.float32))
+    return model, optimizer
+
+
+def test_clipping_is_refused(factored):
+    for clip in (torch.nn.utils.clip_grad_norm_, torch.nn.utils.clip_grad_value_):
+        with pytest.raises(RuntimeError, match=r"needs a dense gradient.*gradient clipping"):
+            clip(factored[0].parameters(), 1.0)
+
+
+def test_a_grad_scaler_is_refused(factored):
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(torch.ones(()))
+    with pytest.raises(RuntimeError, match=r"needs a dense gradient.*GradScaler"):
+        scaler.step(factored[1])
+
+
+@pytest.mark.parametrize("options", [{}, {"foreach": True}, {"fused": True}])
+def test_another_optimizer_is_refused(factored, options):
+    before = [p.detach().clone() for p in factored[0].parameters()]
+    with pytest.raises(RuntimeError, match=r"needs a dense gradient|another optimizer"):
+        torch.optim.SGD(factored[0].parameters(), 0.1, **options).step()
+    moved = [not torch.equal(p, q) for p, q in zip(factored[0].parameters(), before, strict=True)]
+    assert not moved[0]
+
+
+def test_an_older_adam_is_refused(factored):
+    model, older = factored
+    newer = dk.optim.Adam(model, LR)
+    with pytest.raises(RuntimeError, match=r"a newer .* owns these modules"):
+        older.step()
+    newer.step()
+
+
+def test_gradients_are_dense_once_the_adam_is_gone():
+    model = make_model(torch.float32)
+    optimizer = dk.optim.Adam(model, LR)
+    batch = some_batch("one", torch.float32)
+    one_step(model, optimizer, batch)
+    del optimizer
+    model.zero_grad()
+    backward(model, batch)
+    assert not any(isinstance(p.grad, FactoredGrad) for p in model.parameters())
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    torch.optim.SGD(model.parameters(), 0.1).step()
+
+
+def test_copies_of_models_train_on_their_own(factored):
+    model, optimizer = factored
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        backward(other, some_batch("one", torch.float32))
+        assert not any(isinstance(p.grad, FactoredGrad) for p in other.parameters())
+    optimizer.step()
+
+
+def test_copies_of_gradients_are_refused(factored):
+    grad = factored[0].layers[0].weight.grad
+    for copied in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(RuntimeError, match="needs a dense gradient"):
+            copied(grad)
+    assert grad.to_dense().shape == grad.shape
+
+
+def test_a_model_of_another_dtype_is_refused(factored):
+    model, optimizer = factored
+    with pytest.raises(RuntimeError, match="needs a dense gradient"):
+        model.double()  # torch leaves it half changed
+    optimizer.zero_grad()
+    model.float()
+    one_step(model, optimizer, some_batch("one", torch.float32))
+    optimizer.zero_grad()
+    model.double()
+    backward(model, some_batch("one", torch.float64))
+    with pytest.raises(RuntimeError, match=r"has become torch\.float64 .* make a new Adam"):
+        optimizer.step()
+    fresh = dk.optim.Adam(model, LR)
+    one_step(model, fresh, some_batch("one", torch.float64))
+
+
+def test_second_derivatives_of_owned_weights_raise():
+    model = make_model()
+    optimizer = dk.optim.Adam(model, LR)
+    x, labels, context, _ = some_batch("one", torch.float64)
+    loss = torch.nn.functional.cross_entropy(model(x, context), labels)
+    bias = model.layers[0].bias
+    (grad,) = torch.autograd.grad(loss, bias, create_graph=True)
+    with pytest.raises(RuntimeError, match="second derivatives are not implemented"):
+        grad.sum().backward()
+    assert optimizer is not None
+
+
+@pytest.mark.parametrize(
+    "arguments, error, sentence",
+    [
+        ({"modules": []}, TypeError, "modules: expected a module or several"),
+        ({"modules": [torch.ones(3, requires_grad=True)]}, TypeError, "not parameters"),
+        ({"weight_decay": 0.1}, ValueError, "weight_decay, amsgrad: expected 0 and False"),
+        ({"amsgrad": True}, ValueError, "weight_decay, amsgrad: expected 0 and False"),
+        ({"lr": -1.0}, ValueError, "lr, eps, betas: expected lr >= 0"),
+        ({"eps": -1.0}, ValueError, "lr, eps, betas: expected lr >= 0"),
+        ({"betas": (0.9, 1.0)}, ValueError, "lr, eps, betas: expected lr >= 0"),
+    ],
+)
+def test_bad_arguments(arguments, error, sentence):
+    with pytest.raises(error, match=sentence):
+        dk.optim.Adam(**{"modules": torch.nn.Linear(2, 2), **arguments})
