@@ -8,14 +8,15 @@ DATA ?= $(CURDIR)/.data
 RUNS ?= runs
 export DENDRITE_DATA = $(DATA)
 
-.PHONY: help test demo bench lint slow clean
+.PHONY: help test demo bench lint slow sanitize clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo    train prototype_10 on permuted MNIST, time a step beside the baseline, plot (about 10 minutes)"
-	@echo "make test    lint and all tests (about 3 minutes)"
+	@echo "make demo    train prototype_10 on permuted MNIST, time a step beside the baseline, plot (about 4 minutes)"
+	@echo "make test    lint and the tests, the longest apart (about 3 minutes)"
 	@echo "make bench   ours against PyTorch, op by op and whole steps; the rows go to $(RUNS)/bench.json"
 	@echo "make slow    the longer checks: installs with and without a compiler, on other Pythons; kill and resume"
+	@echo "make sanitize  the tests on a native module built with AddressSanitizer and UBSan (Linux, gcc)"
 	@echo "make clean   remove .venv and what was built"
 	@echo "PYTHON=... chooses the interpreter, DATA=... the folder of data, RUNS=... the folder of results"
 
@@ -37,6 +38,15 @@ lint: $(READY)
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+# The instrumented module needs the sanitizers' libraries before Python's own; leaks are Python's and torch's.
+SANITIZED := build/sanitize
+sanitize: $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt setuptools pybind11
+	DENDRITE_SANITIZE=1 $(BIN)/python setup.py -q build --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
+	PYTHONPATH=$(SANITIZED)/lib ASAN_OPTIONS=detect_leaks=0 \
+	  LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	  DENDRITE_SANITIZED=$(CURDIR)/$(SANITIZED) $(BIN)/pytest -m "not slow" --ignore tests/lab --ignore tests/test_compile.py
 
 demo: $(READY)
 	$(BIN)/dendrite-lab run prototype_10 --out $(RUNS) --resume

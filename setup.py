@@ -4,6 +4,7 @@ The native module knows nothing of torch, so no torch is needed here. What was b
 `python -m dendrite_kernels` reports.
 """
 
+import os
 import sys
 import sysconfig
 import tempfile
@@ -21,6 +22,7 @@ SOURCES = [
     "pool.cpp",
 ]
 CPU = Path("csrc/cpu")
+SANITIZERS = ["-fsanitize=address", "-fsanitize=undefined"]
 
 
 class BuildNative(build_ext):
@@ -29,6 +31,9 @@ class BuildNative(build_ext):
     def build_extension(self, ext):
         flags = ["-std=c++17", "-O3", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"]
         ext.extra_compile_args = [f for f in [*flags, "-Wno-psabi"] if self._accepts([f])]
+        if os.environ.get("DENDRITE_SANITIZE"):  # make sanitize
+            ext.extra_compile_args += ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all", *SANITIZERS]
+            ext.extra_link_args += SANITIZERS
         if self._accepts(["-fopenmp"], link=True):
             ext.extra_compile_args.append("-fopenmp")
             ext.extra_link_args.append("-fopenmp")

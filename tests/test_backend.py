@@ -1,8 +1,10 @@
 """Choosing a backend, and explaining what can't run."""
 
+import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +22,12 @@ def test_the_native_module_is_there_when_a_compiler_is():
 
     compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     assert cpu._cpu is not None or compiler is None, cpu.why_not(CPU)
+
+
+@pytest.mark.skipif("DENDRITE_SANITIZED" not in os.environ, reason="only `make sanitize` builds such a module")
+def test_the_sanitized_module_is_the_one_that_is_tested():
+    assert cpu._cpu.__file__.startswith(os.environ["DENDRITE_SANITIZED"])
+    assert b"__asan_init" in Path(cpu._cpu.__file__).read_bytes()
 
 
 def test_default_is_the_native_backend():
