@@ -46,7 +46,7 @@ sanitize: $(READY)
 	DENDRITE_SANITIZE=1 $(BIN)/python setup.py -q build --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
 	PYTHONPATH=$(SANITIZED)/lib ASAN_OPTIONS=detect_leaks=0 \
 	  LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-	  DENDRITE_SANITIZED=$(CURDIR)/$(SANITIZED) $(BIN)/pytest -m "not slow" --ignore tests/lab --ignore tests/test_compile.py
+	  DENDRITE_SANITIZED=$(CURDIR)/$(SANITIZED) $(BIN)/pytest --capture=sys -m "not slow" --ignore tests/lab --ignore tests/test_compile.py
 
 demo: $(READY)
 	$(BIN)/dendrite-lab run prototype_10 --out $(RUNS) --resume

@@ -47,7 +47,7 @@ def draw(rows: list[dict], path: Path) -> None:
 
 def table(rows: list[dict]) -> str:
     lines = [
-        "| segments | ours | the sources' way | with fused Adam | ours, dense gradients | memory: ours, dense, sources' |",
+        "| segments | ours | sources' way | with fused Adam | ours, dense gradients | peak GiB (ours, dense, theirs) |",
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -56,7 +56,7 @@ def table(rows: list[dict]) -> str:
         plain = f"{row['baseline_ms']:.0f} ms ({row['speedup']:.0f}x)"
         fused = f"{row['baseline_fused_adam_ms']:.0f} ms ({row['speedup_over_fused_adam']:.0f}x)"
         dense = f"{row['ours_dense_ms']:.0f} ms"
-        lines.append(f"| {row['S']} | {row['ours_ms']:.1f} ms | {plain} | {fused} | {dense} | {size} GiB |")
+        lines.append(f"| {row['S']} | {row['ours_ms']:.1f} ms | {plain} | {fused} | {dense} | {size} |")
     return "\n".join(lines)
 
 

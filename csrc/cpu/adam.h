@@ -71,7 +71,7 @@ template <class T> void adam_outer(const AdamOuter<T>& p) {
   const int64_t O = outer.O;
   const OuterRows<T> rows(outer);
   const Buffer<uint16_t> columns(round_up(O, 16) / 16);  // a bit for each of cols
-  std::memset(columns, 0, round_up(O, 16) / 8);
+  set_bytes(columns, 0, round_up(O, 16) / 8);
   for (int64_t j = 0; outer.cols && j < outer.n; j++) columns[outer.cols[j] / 16] |= (uint16_t)(1 << outer.cols[j] % 16);
   const int64_t row_size = round_up(O, 16) + 32, words = round_up(O, 16) / 16;
   const Buffer<T> scratch(outer.threads * 3 * row_size);
@@ -124,7 +124,7 @@ DK_INLINE bool adam_rank1_row(const AdamRule<T>& rule, T gm, T gv, const T* c, c
   for (; i + L <= n; i += L) store(p + i, moved_from(load(p + i), i, L));
   if (i < n) {
     const vec<T> moved = moved_from(load_some(p + i, n - i), i, n - i);
-    std::memcpy(p + i, &moved, (n - i) * sizeof(T));
+    copy_bytes(p + i, &moved, (n - i) * sizeof(T));
   }
   product = sum<T>(acc);
   bool any = false;
@@ -137,7 +137,7 @@ template <class T> DK_INLINE bool segment_gradient(const AdamSegments<T>& p, int
   bool used = false;
   for (int64_t q = 0; q < p.G; q++) {
     if (p.winner[q * p.O + o] != s || p.grad[q * p.O + o] == 0) continue;
-    if (!used) std::memset(g, 0, p.C * sizeof(T));
+    if (!used) set_bytes(g, 0, p.C * sizeof(T));
     used = true;
     add_scaled(g, p.context + q * p.C, p.grad[q * p.O + o], p.C);
   }

@@ -114,7 +114,7 @@ template <class T> struct KSparseOuter {
   T* grad_m;
   int64_t grad_stride_i, grad_stride_o;
   T* grad_values;
-  // Or grad_m only where it can be other than zero: sums [units in use, pitch] over the columns cols; or null.
+  // Or grad_m only where it can be other than zero: sums [units in use + 1, pitch] over the columns cols; or null.
   T* sums;
   int64_t pitch;         // n, rounded up to 16
   const int32_t* place;  // [I]: a unit's number among those in use

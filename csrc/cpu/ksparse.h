@@ -5,10 +5,10 @@ template <class T> int64_t unit_lists(const MakeUnitLists& p) {
   const int64_t n = p.B * p.k, bad = first_bad_index(p.indices, n, p.units);
   if (bad >= 0) return -1 - bad;
   const Buffer<int32_t> next(p.units + 1);
-  std::memset(next, 0, (p.units + 1) * sizeof(int32_t));
+  set_bytes(next, 0, (p.units + 1) * sizeof(int32_t));
   for (int64_t q = 0; q < n; q++) next[p.indices[q] + 1]++;
   for (int64_t u = 0; u < p.units; u++) next[u + 1] += next[u];
-  std::memcpy(p.start, next, (p.units + 1) * sizeof(int32_t));
+  copy_bytes(p.start, next, (p.units + 1) * sizeof(int32_t));
   for (int64_t b = 0, q = 0; b < p.B; b++)
     for (int64_t j = 0; j < p.k; j++, q++) {
       const int32_t place = next[p.indices[q]]++;
@@ -41,7 +41,7 @@ DK_INLINE void pack_panel(const Matrix<const T>& m, const int32_t* rows, int64_t
   constexpr int64_t L = lanes<T>, width = 2 * L;
   const int64_t here = lower(width, m.columns - o);
   if (m.stride_column == 1 && here == width) {
-    for (int64_t r = 0; r < n; r++) std::memcpy(panel + r * width, m.at(rows ? rows[r] : r, o), width * sizeof(T));
+    for (int64_t r = 0; r < n; r++) copy_bytes(panel + r * width, m.at(rows ? rows[r] : r, o), width * sizeof(T));
     return;
   }
   int64_t r = 0;
@@ -71,7 +71,7 @@ DK_INLINE void multiply_panel(const PanelRows<T>& x, const T* panel, const T* ba
     const int64_t q = x.first[b];
     T* out = y + b * O + o;
     panel_product(x.values + q, x.offsets + q, x.first[b + 1] - q, panel, base, here == width ? out : row);
-    if (here < width) std::memcpy(out, row, here * sizeof(T));
+    if (here < width) copy_bytes(out, row, here * sizeof(T));
   }
 }
 
@@ -86,7 +86,7 @@ template <class T> int64_t ksparse_matmul(const KSparseMatmul<T>& p) {
   const Buffer<int32_t> number(p.I), used(p.I);
   const Buffer<int64_t> packed(n), direct(in_place ? n : 0), first(p.B + 1);
   int64_t active = 0;
-  std::memset(number, 0xff, p.I * sizeof(int32_t));
+  set_bytes(number, 0xff, p.I * sizeof(int32_t));
   for (int64_t b = 0; b <= p.B; b++) first[b] = b * p.k;
   for (int64_t q = 0; q < n; q++) {
     int32_t& r = number[p.indices[q]];
@@ -100,7 +100,7 @@ template <class T> int64_t ksparse_matmul(const KSparseMatmul<T>& p) {
     const int64_t o = t * width, here = lower(width, p.O - o);
     T* panel = scratch + thread_number() * (active * width + width);
     alignas(64) T bias[width] = {};
-    if (p.bias) std::memcpy(bias, p.bias + o, here * sizeof(T));
+    if (p.bias) copy_bytes(bias, p.bias + o, here * sizeof(T));
     const bool where_it_is = in_place && here == width;
     if (!where_it_is) pack_panel(m, (const int32_t*)used, active, o, panel);
     const PanelRows<T> x{p.values, where_it_is ? direct : packed, first, p.B};
@@ -230,8 +230,8 @@ template <class T> class OuterRows {
         sums_(p.threads * (pitch_ + lanes<T>)),
         dots_(p.grad_values ? p.threads * (p.B * p.k + 1) : 0) {
     if (!p.r || pitch_ == p.n) return;
-    std::memset(padded_, 0, p.B * pitch_ * sizeof(T));  // whole vectors: the inner loops have no tails
-    for (int64_t b = 0; b < p.B; b++) std::memcpy(padded_ + b * pitch_, p.r + b * p.n, p.n * sizeof(T));
+    set_bytes(padded_, 0, p.B * pitch_ * sizeof(T));  // whole vectors: the inner loops have no tails
+    for (int64_t b = 0; b < p.B; b++) copy_bytes(padded_ + b * pitch_, p.r + b * p.n, p.n * sizeof(T));
   }
 
   bool used(int64_t unit) const { return p_.start[unit + 1] > p_.start[unit]; }
@@ -239,7 +239,7 @@ template <class T> class OuterRows {
   // Row `unit` of the product, O wide, into out.
   void sum_into(int64_t unit, T* out) const {
     T* sums = sums_ + thread_number() * (pitch_ + lanes<T>);
-    std::memset(out, 0, p_.O * sizeof(T));
+    set_bytes(out, 0, p_.O * sizeof(T));
     if (!used(unit)) return;
     run<true, false>(unit, nullptr, p_.cols ? sums : out, nullptr);
     for (int64_t j = 0; p_.cols && j < p_.n; j++) out[p_.cols[j]] = sums[j];
@@ -253,7 +253,7 @@ template <class T> class OuterRows {
     const int64_t me = thread_number(), size = pitch_ + lanes<T>;
     T *w = weights_ + me * size, *sums = sums_ + me * size;
     vec<T>* dots = dots_ + me * (p_.B * p_.k + 1);
-    if (out) std::memset(out, 0, p_.O * sizeof(T));
+    if (out) set_bytes(out, 0, p_.O * sizeof(T));
     if (!used(unit)) return;
     for (int64_t c = 0; c < pitch_; c++)
       w[c] = c < p_.n ? p_.m[unit * p_.stride_i + (p_.cols ? p_.cols[c] : c) * p_.stride_o] : T(0);
@@ -302,7 +302,7 @@ template <class T> void ksparse_outer(const KSparseOuter<T>& p) {
     if (!tile) continue;
     T* grad = p.grad_m + i0 * p.grad_stride_i;
     if (p.grad_stride_o == 1)
-      for (int64_t u = 0; u < here; u++) std::memcpy(grad + u * p.grad_stride_i, tile + u * row_size, p.O * sizeof(T));
+      for (int64_t u = 0; u < here; u++) copy_bytes(grad + u * p.grad_stride_i, tile + u * row_size, p.O * sizeof(T));
     else
       for (int64_t o = 0; o < p.O; o++)
         for (int64_t u = 0; u < here; u++) grad[o * p.grad_stride_o + u * p.grad_stride_i] = tile[u * row_size + o];
@@ -315,7 +315,7 @@ template <class T> int64_t densify(const Densify<T>& p) {
 #pragma omp parallel for num_threads(p.threads) schedule(static)
   for (int64_t b = 0; b < p.B; b++) {
     T* z = p.z + b * p.O;
-    if (!p.gather) std::memset(z, 0, p.O * sizeof(T));
+    if (!p.gather) set_bytes(z, 0, p.O * sizeof(T));
     for (int64_t q = b * p.k; q < (b + 1) * p.k; q++) {
       T& here = z[p.place ? p.place[p.indices[q]] : p.indices[q]];
       if (p.gather) p.values[q] = here;

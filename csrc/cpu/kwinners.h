@@ -110,7 +110,7 @@ DK_INLINE int64_t row_winners(const T* rank, int64_t n, int64_t k, bool keep_tie
 // a = (y + bias) combined with the gate; the pieces are separate loops so that every sum and product is rounded.
 template <class T> DK_INLINE void gate_row(const T* y, const RowGate<T>& how, int64_t b, int64_t n, T* a) {
   const T* gate = how.row(b, n);
-  std::memcpy(a, y, n * sizeof(T));
+  copy_bytes(a, y, n * sizeof(T));
   if (how.bias)
     for (int64_t i = 0; i < n; i++) a[i] += how.bias[i];
   if (gate && how.add)
@@ -123,7 +123,8 @@ template <class T> DK_INLINE bool passes(bool relu, T v) { return !relu || !(v <
 
 template <class T> void kwinners(const KWinners<T>& p) {
   const int64_t O = p.O, pad = round_up(O, 16) + 16;
-  const double guess = guess_for(p.k, O > 0 ? O : 1);
+  if (!p.B || !O) return;
+  const double guess = guess_for(p.k, O);
   const Buffer<T> rows(p.threads * pad), boosted(p.how.boost ? p.threads * pad : 0);
   const Buffer<Key<T>> keys(p.threads * pad);
   const Buffer<int32_t> candidates(p.threads * pad), winners(p.threads * pad);
@@ -141,8 +142,8 @@ template <class T> void kwinners(const KWinners<T>& p) {
     if (p.z) {
       T* z = p.z + b * O;
       uint8_t* kept = p.kept + b * O;
-      std::memset(z, 0, O * sizeof(T));
-      std::memset(kept, 0, O);
+      set_bytes(z, 0, O * sizeof(T));
+      set_bytes(kept, 0, O);
       for (int64_t j = 0; j < count; j++)
         if (passes(p.relu, a[won[j]])) z[won[j]] = a[won[j]], kept[won[j]] = 1;
     } else {
@@ -160,8 +161,8 @@ template <class T> void kwinners(const KWinners<T>& p) {
 // number of threads.
 template <class T> void kwinners_backward(const KWinnersBackward<T>& p) {
   const int64_t O = p.O, tile = 64;
-  if (p.grad_gate) std::memset(p.grad_gate, 0, p.how.G * O * sizeof(T));
-  if (p.grad_bias) std::memset(p.grad_bias, 0, O * sizeof(T));
+  if (p.grad_gate) set_bytes(p.grad_gate, 0, p.how.G * O * sizeof(T));
+  if (p.grad_bias) set_bytes(p.grad_bias, 0, O * sizeof(T));
 #pragma omp parallel for num_threads(p.threads) schedule(static)
   for (int64_t o0 = 0; o0 < O; o0 += tile)
     for (int64_t b = 0; b < p.B; b++) {
@@ -184,8 +185,8 @@ template <class T> int64_t winners_backward(const WinnersBackward<T>& p) {
   const int64_t bad = first_bad_index(p.indices, p.B * p.k, p.O);
   if (bad >= 0) return bad;
   const int64_t O = p.O, k = p.k, tile = (O + p.threads - 1) / p.threads;
-  if (p.grad_gate) std::memset(p.grad_gate, 0, p.how.G * O * sizeof(T));
-  if (p.grad_bias) std::memset(p.grad_bias, 0, O * sizeof(T));
+  if (p.grad_gate) set_bytes(p.grad_gate, 0, p.how.G * O * sizeof(T));
+  if (p.grad_bias) set_bytes(p.grad_bias, 0, O * sizeof(T));
 #pragma omp parallel for num_threads(p.threads) schedule(static)
   for (int64_t b = 0; b < p.B; b++) {
     const T* gate = p.how.add ? nullptr : p.how.row(b, O);

@@ -46,10 +46,10 @@ template <class T> void segment_gate(const SegmentGate<T>& p) {
     const T* u = p.segments + o * S * C;
     for (int64_t g = 0; g < p.G;) {
       const int q = p.G - g >= 4 ? 4 : 1;
-      if (p.known) std::memcpy(a, p.known + o * S, S * sizeof(T));
+      if (p.known) copy_bytes(a, p.known + o * S, S * sizeof(T));
       else if (q == 4) unit_dots<T, 4>(u, p.context + g * C, S, C, a);
       else unit_dots<T, 1>(u, p.context + g * C, S, C, a);
-      if (p.activations) std::memcpy(p.activations + o * S, a, S * sizeof(T));
+      if (p.activations) copy_bytes(p.activations + o * S, a, S * sizeof(T));
       for (int j = 0; j < q; j++, g++) {
         T* row = a + j * S;
         if (p.bias)
@@ -76,8 +76,8 @@ template <class T> void segment_gate_backward(const SegmentGateBackward<T>& p) {
   }
 #pragma omp parallel for num_threads(p.threads) schedule(static)
   for (int64_t o = 0; o < O; o++) {
-    if (p.grad_segments) std::memset(p.grad_segments + o * S * C, 0, S * C * sizeof(T));
-    if (p.grad_bias) std::memset(p.grad_bias + o * S, 0, S * sizeof(T));
+    if (p.grad_segments) set_bytes(p.grad_segments + o * S * C, 0, S * C * sizeof(T));
+    if (p.grad_bias) set_bytes(p.grad_bias + o * S, 0, S * sizeof(T));
     for (int64_t g = 0; g < G; g++) {
       const int64_t q = g * O + o, row = o * S + p.winner[q];
       if (p.grad_segments) add_scaled(p.grad_segments + row * C, p.context + g * C, grad[q], C);
@@ -90,7 +90,7 @@ template <class T> void segment_gate_backward(const SegmentGateBackward<T>& p) {
   for (int64_t t = 0; t < G * tiles; t++) {
     const int64_t g = t / tiles, c = t % tiles * tile, n = lower(tile, C - c);
     T* out = p.grad_context + g * C + c;
-    std::memset(out, 0, n * sizeof(T));
+    set_bytes(out, 0, n * sizeof(T));
     for (int64_t o = 0; o < O; o++)
       add_scaled(out, p.segments + (o * S + p.winner[g * O + o]) * C + c, grad[g * O + o], n);
   }

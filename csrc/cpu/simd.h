@@ -11,11 +11,15 @@ template <class T> static constexpr int lanes = Vec<T>::lanes;
 
 #define DK_INLINE static inline __attribute__((always_inline))
 
+// As memcpy and memset, but an empty tensor's null is allowed.
+DK_INLINE void copy_bytes(void* to, const void* from, size_t n) { if (n) std::memcpy(to, from, n); }
+DK_INLINE void set_bytes(void* to, int value, size_t n) { if (n) std::memset(to, value, n); }
+
 template <class T> DK_INLINE vec<T> load(const T* p) { return *(const typename Vec<T>::loose*)p; }
 template <class T> DK_INLINE void store(T* p, vec<T> v) { *(typename Vec<T>::loose*)p = v; }
 template <class T> DK_INLINE vec<T> load_some(const T* p, int64_t n) {
   vec<T> v{};
-  std::memcpy(&v, p, n * sizeof(T));
+  copy_bytes(&v, p, n * sizeof(T));
   return v;
 }
 template <class T> DK_INLINE T sum(vec<T> v) {  // by halves
@@ -73,7 +77,7 @@ template <class T> DK_INLINE int64_t squeeze(const T* row, const uint16_t* bits,
   return count;
 }
 
-// The reverse: zeros where the bit is not set.
+// The reverse: zeros where the bit is not set. May read 15 entries past the last.
 template <class T> DK_INLINE void spread(const T* in, const uint16_t* bits, int64_t n, T* row) {
   for (int64_t i = 0; i < n; i++) {
     const bool set = bits[i / 16] >> i % 16 & 1;

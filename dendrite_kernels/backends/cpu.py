@@ -295,7 +295,7 @@ def _outer(values, indices, r, cols, weight, grad_weight, grad_values, keep_sums
     """
     lists, sums = UnitLists.of(indices, weight.shape[1]), None
     if keep_sums:
-        sums = r.new_empty(len(lists.used), -(-r.shape[1] // 16) * 16)
+        sums = r.new_empty(len(lists.used) + 1, -(-r.shape[1] // 16) * 16)  # rows are read in whole vectors: one more
     elif grad_weight is None and grad_values is None:
         return None
     strides = (0, 0) if grad_weight is None else grad_weight.T.stride()
