@@ -7,6 +7,8 @@ from torch import Tensor
 
 from .reference import compute_dtype
 
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
 
 def rounding(dtype: torch.dtype, terms: int) -> float:
     """Relative error of a result that is a sum of this many rounded terms, computed wide and rounded once to dtype.

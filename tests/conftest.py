@@ -7,8 +7,6 @@ import dendrite_kernels as dk
 from dendrite_kernels.backends import cpu
 from dendrite_kernels.ops import _register
 
-DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-
 
 def _implementations():
     if cpu._cpu is None:

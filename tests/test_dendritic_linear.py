@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from conftest import DTYPES
 
 import dendrite_kernels as dk
 from dendrite_kernels import reference as ref
-from dendrite_kernels.testing import assert_close, assert_same_bits, small_integers
+from dendrite_kernels.testing import DTYPES, assert_close, assert_same_bits, small_integers
 
 BATCH, INPUTS, UNITS, SEGMENTS, WIDTH, K = 20, 30, 50, 4, 12, 7
 

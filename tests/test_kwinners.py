@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-from conftest import DTYPES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import dendrite_kernels as dk
 from dendrite_kernels import reference as ref
 from dendrite_kernels.reference import compute_dtype
-from dendrite_kernels.testing import assert_close, assert_same_bits, small_integers, special_rows
+from dendrite_kernels.testing import DTYPES, assert_close, assert_same_bits, small_integers, special_rows
 
 WIDTHS = [(1, 1), (5, 2), (16, 16), (17, 3), (100, 5), (257, 128), (2048, 102), (2049, 1)]  # O, k
 

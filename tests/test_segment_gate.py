@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from conftest import DTYPES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import dendrite_kernels as dk
 from dendrite_kernels import reference as ref
-from dendrite_kernels.testing import assert_close, assert_same_bits, small_integers
+from dendrite_kernels.testing import DTYPES, assert_close, assert_same_bits, small_integers
 
 SHAPES = [(1, 3, 1, 1), (1, 17, 10, 784), (2, 5, 4, 16), (3, 9, 7, 33), (5, 1, 100, 5), (11, 20, 3, 100)]  # G, O, S, C
 

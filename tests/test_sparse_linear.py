@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-from conftest import DTYPES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import dendrite_kernels as dk
 from dendrite_kernels import KSparse
 from dendrite_kernels import reference as ref
-from dendrite_kernels.testing import assert_close, assert_same_bits, small_integers
+from dendrite_kernels.testing import DTYPES, assert_close, assert_same_bits, small_integers
 
 SHAPES = [
     (1, 5, 7, 3),

@@ -116,7 +116,7 @@ DK_INLINE bool adam_rank1_row(const AdamRule<T>& rule, T gm, T gv, const T* c, c
     vec<T> moving = context;
     for (int64_t j = 0; keep && j < here; j++) moving[j] = keep[i + j] ? moving[j] : T(0);
     const vec<T> moved = old - step * moving / (root * (moving < 0 ? -moving : moving) + rule.eps);
-    acc += moved * context;
+    acc = multiply_add<T>(moved, context, acc);  // as dot_block
     changed |= moved != old;
     return moved;
   };

@@ -10,12 +10,12 @@ DK_INLINE void dot_block(const T* u, const T* c, int64_t C, T* out, int64_t out_
   for (; i + L <= C; i += L)
     for (int q = 0; q < Q; q++) {
       vec<T> cv = load(c + q * C + i);
-      for (int r = 0; r < R; r++) acc[r][q] += load(u + r * C + i) * cv;
+      for (int r = 0; r < R; r++) acc[r][q] = multiply_add<T>(load(u + r * C + i), cv, acc[r][q]);
     }
   if (i < C)
     for (int q = 0; q < Q; q++) {
       vec<T> cv = load_some(c + q * C + i, C - i);
-      for (int r = 0; r < R; r++) acc[r][q] += load_some(u + r * C + i, C - i) * cv;
+      for (int r = 0; r < R; r++) acc[r][q] = multiply_add<T>(load_some(u + r * C + i, C - i), cv, acc[r][q]);
     }
   for (int q = 0; q < Q; q++)
     for (int r = 0; r < R; r++) out[q * out_stride + r] = sum<T>(acc[r][q]);

@@ -30,6 +30,20 @@ template <class T> DK_INLINE T sum(vec<T> v) {  // by halves
 #ifdef DK_AVX512
 template <> inline __attribute__((always_inline)) float sum<float>(vec<float> v) { return _mm512_reduce_add_ps((__m512)v); }  // by halves too
 #endif
+// a * b + c, rounded once wherever the chip can: where two kernels must agree bit for bit, the compiler may not choose.
+template <class T> DK_INLINE vec<T> multiply_add(vec<T> a, vec<T> b, vec<T> c) {
+#if defined(DK_AVX512)
+  if constexpr (sizeof(T) == 4) return (vec<T>)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+  else return (vec<T>)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif defined(DK_AVX2)
+  if constexpr (sizeof(T) == 4) return (vec<T>)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+  else return (vec<T>)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#else
+  const vec<T> product = a * b;
+  return product + c;
+#endif
+}
+
 // A matrix by its strides (in elements).
 template <class T> struct Matrix {
   T* data;
