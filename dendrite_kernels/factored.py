@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 from . import backend
+from .identity import ByIdentity
 from .ops.ksparse import KSparse
 
-_owners = WeakIdKeyDictionary()  # parameter -> weak reference to its optimizer
+_owners = ByIdentity()  # parameter -> weak reference to its optimizer
 
 
 def claim(parameters, optimizer) -> None:

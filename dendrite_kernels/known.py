@@ -17,13 +17,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
-from torch.utils.weak import WeakIdKeyDictionary
+
+from .identity import ByIdentity
 
 # More contexts than this are not compared and kept.
 MOST_CONTEXTS = 128
 
-_gates = WeakIdKeyDictionary()  # parameter -> _Gates
-_activations = WeakIdKeyDictionary()  # parameter that optim.Adam follows -> _Activations or None
+_gates = ByIdentity()  # parameter -> _Gates
+_activations = ByIdentity()  # parameter that optim.Adam follows -> _Activations or None
 _steps = 0  # by optimizers that do not say what they write
 
 
@@ -59,7 +60,7 @@ def invalidate(module: nn.Module | None = None) -> None:
     for p in parameters:
         if p in _activations:
             _activations[p] = None
-    for p in list(_gates) if module is None else parameters:
+    for p in _gates if module is None else parameters:
         _gates.pop(p, None)
 
 
@@ -114,7 +115,8 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 def follow(segments: Tensor) -> None:
     """From now on the activations of one context are kept for these segments: their optimizer says what it moves."""
-    _activations.setdefault(segments, None)
+    if segments not in _activations:
+        _activations[segments] = None
 
 
 def followed(context: Tensor, segments: Tensor) -> bool:

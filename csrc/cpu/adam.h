@@ -55,14 +55,23 @@ template <class T> DK_INLINE void let_rest(const AdamRule<T>& rule, int32_t& sin
   if (!used && !changed && rule.may_rest) since = rule.now;
 }
 
+template <class T> void adam_dense(const AdamDense<T>& p) {
+  const int64_t chunk = 4096, chunks = (p.n + chunk - 1) / chunk;
+#pragma omp parallel for num_threads(lower(p.threads, chunks > 0 ? chunks : 1)) schedule(static)
+  for (int64_t c = 0; c < chunks; c++) {
+    const FlushDenormals flushed;
+    const int64_t i = c * chunk;
+    adam_entries<true>(p.rule, p.grad + i, p.m + i, p.v + i, p.p + i, lower(chunk, p.n - i));
+  }
+}
+
 // Row `unit` of the gradient, O wide: in its place among the sums, or written out in `full`.
 template <class T>
-DK_INLINE const T* gradient_row(const KSparseOuter<T>& p, const OuterRows<T>& rows, const uint16_t* columns, int64_t unit,
-                                T* full) {
+DK_INLINE const T* gradient_row(const KSparseOuter<T>& p, const OuterRows<T>& rows, int64_t unit, T* full) {
   if (!p.sums) return rows.sum_into(unit, full), full;
   const T* sums = p.sums + p.place[unit] * p.pitch;
   if (!p.cols) return sums;
-  spread(sums, columns, p.O, full);
+  spread(sums, rows.columns(), p.O, full);
   return full;
 }
 
@@ -70,9 +79,6 @@ template <class T> void adam_outer(const AdamOuter<T>& p) {
   const KSparseOuter<T>& outer = p.outer;
   const int64_t O = outer.O;
   const OuterRows<T> rows(outer);
-  const Buffer<uint16_t> columns(round_up(O, 16) / 16);  // a bit for each of cols
-  set_bytes(columns, 0, round_up(O, 16) / 8);
-  for (int64_t j = 0; outer.cols && j < outer.n; j++) columns[outer.cols[j] / 16] |= (uint16_t)(1 << outer.cols[j] % 16);
   const int64_t row_size = round_up(O, 16) + 32, words = round_up(O, 16) / 16;
   const Buffer<T> scratch(outer.threads * 3 * row_size);
 #pragma omp parallel num_threads(outer.threads)
@@ -86,7 +92,7 @@ template <class T> void adam_outer(const AdamOuter<T>& p) {
       if (may_skip(p.rule, since, used)) continue;
       T *weights = p.weight + i * O, *m = p.m + p.start[i], *v = p.v + p.start[i];
       wake(p.rule, since, m, v, p.start[i + 1] - p.start[i]);
-      const T* gradient = used ? gradient_row(outer, rows, columns, i, full) : nullptr;
+      const T* gradient = used ? gradient_row(outer, rows, i, full) : nullptr;
       bool changed;
       if (p.bits) {
         const uint16_t* bits = p.bits + i * words;
@@ -161,7 +167,7 @@ template <class T> void adam_segments(const AdamSegments<T>& p) {
       if (may_skip(p.rule, p.since[t], used)) continue;
       wake(p.rule, p.since[t], m, v, n);
       bool changed;
-      T product;
+      T product = 0;
       if (p.rank1) {
         *m += p.rule.one_minus_beta1 * (grad - *m);
         *v = p.rule.beta2 * *v + p.rule.one_minus_beta2 * grad * grad;

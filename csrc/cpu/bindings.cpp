@@ -1,5 +1,5 @@
-// Python's view of the CPU kernels: addresses, sizes and a thread count. ops/ has checked shapes and dtypes, and
-// backends/cpu.py has made everything contiguous. 0 stands for an absent tensor.
+// Python's view of the CPU kernels: tensors by address, sizes and a thread count. ops/ has checked shapes and dtypes, and
+// backends/cpu.py has made everything contiguous.
 #include <pybind11/pybind11.h>
 
 #include <cmath>
@@ -8,11 +8,31 @@
 #include "cpu/kernels.h"
 #include "cpu/pool.h"
 
+// Where a tensor's entries are: Python gives anything with data_ptr(), or None for an absent tensor.
+struct Address {
+  uintptr_t value = 0;
+};
+
+namespace pybind11::detail {
+template <> struct type_caster<Address> {
+  PYBIND11_TYPE_CASTER(Address, const_name("Tensor | None"));
+
+  bool load(handle from, bool) {
+    static PyObject* const data_ptr = PyUnicode_InternFromString("data_ptr");
+    if (from.is_none()) return true;
+    const object address = reinterpret_steal<object>(PyObject_CallMethodNoArgs(from.ptr(), data_ptr));
+    if (!address) throw error_already_set();
+    value.value = PyLong_AsSize_t(address.ptr());
+    if (PyErr_Occurred()) throw error_already_set();
+    return true;
+  }
+};
+}  // namespace pybind11::detail
+
 namespace py = pybind11;
 using namespace dk;
-using Address = uintptr_t;
 
-template <class T> static T* at(Address a) { return reinterpret_cast<T*>(a); }
+template <class T> static T* at(Address a) { return reinterpret_cast<T*>(a.value); }
 
 template <class T> static RowGate<T> row_gate(Address bias, Address gate, Address boost, Address index, int64_t G, bool add) {
   return {at<T>(bias), at<T>(gate), at<T>(boost), at<int32_t>(index), G, add};
@@ -52,14 +72,14 @@ template <class T> static void define(py::module_& m, const std::string& suffix)
   def("kwinners_backward", [](Address grad_z, Address y, Address kept, Address bias, Address gate, Address index,
                               int64_t G, bool add, int64_t B, int64_t O, Address grad_y, Address grad_gate,
                               Address grad_bias, int threads) {
-    kernels<T>().kwinners_backward({at<T>(grad_z), at<T>(y), at<uint8_t>(kept), row_gate<T>(bias, gate, 0, index, G, add),
+    kernels<T>().kwinners_backward({at<T>(grad_z), at<T>(y), at<uint8_t>(kept), row_gate<T>(bias, gate, {}, index, G, add),
                                     B, O, at<T>(grad_y), at<T>(grad_gate), at<T>(grad_bias), threads});
   });
   def("winners_backward", [](Address grad_values, Address values, Address pre, Address indices, Address gate,
                              Address index, int64_t G, bool add, int64_t B, int64_t O, int64_t k, bool relu,
                              Address grad_y, Address grad_gate, Address grad_bias, int threads) {
     return kernels<T>().winners_backward({at<T>(grad_values), at<T>(values), at<T>(pre), at<int32_t>(indices),
-                                   row_gate<T>(0, gate, 0, index, G, add), B, O, k, relu, at<T>(grad_y),
+                                   row_gate<T>({}, gate, {}, index, G, add), B, O, k, relu, at<T>(grad_y),
                                    at<T>(grad_gate), at<T>(grad_bias), threads});
   });
   def("ksparse_matmul", [](Address values, Address indices, int64_t B, int64_t k, int64_t I, int64_t O, Address weight,
@@ -100,6 +120,11 @@ template <class T> static void define(py::module_& m, const std::string& suffix)
                                 count, rank1, at<T>(segments), at<T>(m), at<T>(v), at<uint8_t>(keep), at<T>(activations),
                                 threads});
   });
+  def("adam_dense", [](Address p, Address m, Address v, Address grad, int64_t n, double beta1, double beta2, double lr,
+                       double eps, int32_t now, int threads) {
+    kernels<T>().adam_dense({adam_rule<T>(beta1, beta2, lr, eps, now, false), at<T>(p), at<T>(m), at<T>(v), at<T>(grad), n,
+                             threads});
+  });
   // Gives every segment that won with gradient a place among the touched rows; returns their number.
   def("touch_segments", [](Address grad, Address winner, int64_t G, int64_t O, int64_t S, Address place, Address rows,
                            Address since, int64_t count) {
@@ -117,9 +142,9 @@ template <class T> static void define(py::module_& m, const std::string& suffix)
                     int threads) {
     return kernels<T>().densify({at<T>(values), at<int32_t>(indices), at<int32_t>(place), B, k, O, at<T>(z), gather, threads});
   });
-  def("duty_cycle", [](Address duty, Address values, Address indices, int64_t units, int64_t entries, int64_t batch,
-                       int64_t period, int) {
-    kernels<T>().duty_cycle({at<T>(duty), at<T>(values), at<int32_t>(indices), units, entries, batch, period});
+  def("duty_cycle", [](Address duty, Address values, Address indices, Address seen, int64_t units,
+                       int64_t batch, int64_t k, int64_t longest) {
+    kernels<T>().duty_cycle({at<T>(duty), at<T>(values), at<int32_t>(indices), at<int64_t>(seen), units, batch, k, longest});
   });
   def("rezero", [](Address weight, Address keep, int64_t n, int threads) {
     kernels<T>().rezero({at<T>(weight), at<uint8_t>(keep), n, threads});

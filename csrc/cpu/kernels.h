@@ -164,11 +164,21 @@ template <class T> struct Densify {  // z [B, O] from values at indices, or (gat
   int threads;
 };
 
-template <class T> struct DutyCycle {  // duty = (duty * (period - batch) + how often a unit's value is above 0) / period
+// seen += batch; duty = (duty * (period - batch) + how often a unit's value is above 0) / period
+template <class T> struct DutyCycle {
   T* duty;
   const T* values;
-  const int32_t* indices;  // [entries], in range
-  int64_t units, entries, batch, period;
+  const int32_t* indices;  // [batch, k], in range
+  int64_t* seen;           // one number; the period is it, at least batch and at most longest
+  int64_t units, batch, k, longest;
+};
+
+template <class T> struct AdamDense {  // all four in one memory order
+  AdamRule<T> rule;
+  T *p, *m, *v;
+  const T* grad;
+  int64_t n;
+  int threads;
 };
 
 template <class T> struct Rezero {  // weight = 0 where keep is 0, both in the same memory order
@@ -195,6 +205,7 @@ template <class T> struct Kernels {
   void (*rezero)(const Rezero<T>&);
   void (*adam_outer)(const AdamOuter<T>&);
   void (*adam_segments)(const AdamSegments<T>&);
+  void (*adam_dense)(const AdamDense<T>&);
 };
 
 namespace portable { template <class T> Kernels<T> table(); }

@@ -184,22 +184,24 @@ template <class T> struct UnitBlock {
   bool first;
 };
 
-// For N vectors of columns.
+// For N vectors of columns; all of its arrays are meant for registers.
 template <bool sums, bool products, int N, class T> DK_INLINE void unit_block(const UnitBlock<T>& p) {
   constexpr int L = lanes<T>;
-  vec<T> acc[N] = {};
+  vec<T> acc[N] = {}, w[N];
+#pragma GCC unroll 16
+  for (int v = 0; products && v < N; v++) w[v] = load(p.w + v * L);
   for (int64_t e = 0; e < p.entries; e++) {
     const T* row = p.r + p.sample[e] * p.pitch;
     const T value = sums ? p.values[p.entry[e]] : T(0);
-    vec<T> dot[4] = {};  // chains of sums short enough to overlap
+    vec<T> dot[2] = {};  // chains of sums short enough to overlap
 #pragma GCC unroll 16
-    for (int v = 0; v < N; v++) {  // unrolled whole, or acc would live in memory
+    for (int v = 0; v < N; v++) {
       const vec<T> x = load(row + v * L);
       if (sums) acc[v] += value * x;
-      if (products) dot[v % 4] += x * load(p.w + v * L);
+      if (products) dot[v % 2] += x * w[v];
     }
     if (!products) continue;
-    const vec<T> whole = (dot[0] + dot[1]) + (dot[2] + dot[3]);
+    const vec<T> whole = dot[0] + dot[1];
     p.dots[e] = p.first ? whole : p.dots[e] + whole;
   }
   if (sums)
@@ -208,10 +210,12 @@ template <bool sums, bool products, int N, class T> DK_INLINE void unit_block(co
 }
 
 #ifdef DK_AVX512
-constexpr int most_vectors = 16;  // half of the registers
+constexpr int registers = 32;
 #else
-constexpr int most_vectors = 8;
+constexpr int registers = 16;
 #endif
+// Vectors of columns at a time: what sums, products or both leave room for.
+template <bool sums, bool products> constexpr int most_vectors = (sums && products) ? registers / 2 - 3 : registers / 2;
 
 template <bool sums, bool products, int N, class T> DK_INLINE void unit_block_of(int vectors, const UnitBlock<T>& p) {
   if (vectors == N) unit_block<sums, products, N>(p);
@@ -226,15 +230,20 @@ template <class T> class OuterRows {
       : p_(p),
         pitch_(round_up(p.n, lanes<T>)),
         padded_(p.r && pitch_ != p.n ? p.B * pitch_ : 0),
-        weights_(p.threads * (pitch_ + lanes<T>)),
+        weights_(p.threads * (pitch_ + 16)),
         sums_(p.threads * (pitch_ + lanes<T>)),
-        dots_(p.grad_values ? p.threads * (p.B * p.k + 1) : 0) {
+        dots_(p.grad_values ? p.threads * (p.B * p.k + 1) : 0),
+        columns_(p.cols ? round_up(p.O, 16) / 16 : 0) {
+    if (p.cols) set_bytes(columns_, 0, round_up(p.O, 16) / 8);
+    for (int64_t j = 0; p.cols && j < p.n; j++) columns_[p.cols[j] / 16] |= (uint16_t)(1 << p.cols[j] % 16);
     if (!p.r || pitch_ == p.n) return;
     set_bytes(padded_, 0, p.B * pitch_ * sizeof(T));  // whole vectors: the inner loops have no tails
     for (int64_t b = 0; b < p.B; b++) copy_bytes(padded_ + b * pitch_, p.r + b * p.n, p.n * sizeof(T));
   }
 
   bool used(int64_t unit) const { return p_.start[unit + 1] > p_.start[unit]; }
+
+  const uint16_t* columns() const { return columns_; }  // a bit for each of cols
 
   // Row `unit` of the product, O wide, into out.
   void sum_into(int64_t unit, T* out) const {
@@ -251,12 +260,16 @@ template <class T> class OuterRows {
   // The products of the unit's row of m with r's rows, into grad_values; and, where wanted, its sums.
   void multiply(int64_t unit, T* out) const {
     const int64_t me = thread_number(), size = pitch_ + lanes<T>;
-    T *w = weights_ + me * size, *sums = sums_ + me * size;
+    T *w = weights_ + me * (pitch_ + 16), *sums = sums_ + me * size;
     vec<T>* dots = dots_ + me * (p_.B * p_.k + 1);
     if (out) set_bytes(out, 0, p_.O * sizeof(T));
     if (!used(unit)) return;
-    for (int64_t c = 0; c < pitch_; c++)
-      w[c] = c < p_.n ? p_.m[unit * p_.stride_i + (p_.cols ? p_.cols[c] : c) * p_.stride_o] : T(0);
+    const T* row = p_.m + unit * p_.stride_i;
+    if (p_.stride_o != 1)
+      for (int64_t c = 0; c < p_.n; c++) w[c] = row[(p_.cols ? p_.cols[c] : c) * p_.stride_o];
+    else if (p_.cols) squeeze(row, (const uint16_t*)columns_, p_.O, w);
+    else copy_bytes(w, row, p_.n * sizeof(T));
+    for (int64_t c = p_.n; c < pitch_; c++) w[c] = 0;
     if (p_.sums) run<true, true>(unit, w, p_.sums + p_.place[unit] * p_.pitch, dots);
     else if (out) run<true, true>(unit, w, sums, dots);
     else run<false, true>(unit, w, sums, dots);
@@ -269,12 +282,13 @@ template <class T> class OuterRows {
   template <bool sums, bool products> void run(int64_t unit, const T* w, T* out, vec<T>* dots) const {
     const int64_t begin = p_.start[unit], vectors = pitch_ / lanes<T>;
     const T* r = pitch_ == p_.n ? p_.r : (const T*)padded_;
-    int64_t blocks = (vectors + most_vectors - 1) / most_vectors;
+    constexpr int most = most_vectors<sums, products>;
+    int64_t blocks = (vectors + most - 1) / most;
     for (int64_t v = 0; v < vectors; blocks--) {  // of as equal a width as can be
       const int64_t width = (vectors - v + blocks - 1) / blocks, c = v * lanes<T>;
       const UnitBlock<T> block{p_.entry + begin, p_.sample + begin, p_.start[unit + 1] - begin, p_.values, r + c, pitch_,
                                w + c, out + c, dots, v == 0};
-      unit_block_of<sums, products, most_vectors>((int)width, block);
+      unit_block_of<sums, products, most>((int)width, block);
       v += width;
     }
   }
@@ -283,6 +297,7 @@ template <class T> class OuterRows {
   int64_t pitch_;
   Buffer<T> padded_, weights_, sums_;
   Buffer<vec<T>> dots_;
+  Buffer<uint16_t> columns_;
 };
 
 template <class T> void ksparse_outer(const KSparseOuter<T>& p) {

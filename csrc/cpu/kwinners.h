@@ -213,9 +213,11 @@ template <class T> int64_t winners_backward(const WinnersBackward<T>& p) {
 template <class T> void duty_cycle(const DutyCycle<T>& p) {
   const Buffer<T> active(p.units);
   for (int64_t u = 0; u < p.units; u++) active[u] = 0;
-  for (int64_t q = 0; q < p.entries; q++) active[p.indices[q]] += p.values[q] > 0;
+  for (int64_t q = 0; q < p.batch * p.k; q++) active[p.indices[q]] += p.values[q] > 0;
+  *p.seen += p.batch;
+  const int64_t longest = lower(*p.seen, p.longest), period = longest > p.batch ? longest : p.batch;
   // separate loops, so that each operation is rounded as torch rounds it
-  for (int64_t u = 0; u < p.units; u++) p.duty[u] *= T(p.period - p.batch);
+  for (int64_t u = 0; u < p.units; u++) p.duty[u] *= T(period - p.batch);
   for (int64_t u = 0; u < p.units; u++) p.duty[u] += active[u];
-  for (int64_t u = 0; u < p.units; u++) p.duty[u] /= T(p.period);
+  for (int64_t u = 0; u < p.units; u++) p.duty[u] /= T(period);
 }

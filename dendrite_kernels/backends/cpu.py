@@ -38,11 +38,8 @@ def why_not(device: torch.device) -> str | None:
 
 
 def _call(name: str, dtype: torch.dtype, *args):
-    """Calls the kernel for a dtype; tensors go as addresses, None as 0, and the thread count is torch's."""
-    values = [
-        0 if a is None else a.data_ptr() if isinstance(a, torch.Tensor) else a for a in (*args, torch.get_num_threads())
-    ]
-    return getattr(_cpu, name + _SUFFIX[dtype])(*values)
+    """Calls the kernel for a dtype, with as many threads as torch uses."""
+    return getattr(_cpu, name + _SUFFIX[dtype])(*args, torch.get_num_threads())
 
 
 # Smaller tensors come from torch's allocator, which reuses them anyway.
@@ -69,7 +66,9 @@ def release_memory() -> None:
 
 def _wide(t: torch.Tensor | None) -> torch.Tensor | None:
     """Contiguous, in the compute dtype."""
-    return None if t is None else t.to(compute_dtype(t.dtype)).contiguous()
+    if t is None or (t.dtype in _SUFFIX and t.is_contiguous()):
+        return t
+    return t.to(compute_dtype(t.dtype)).contiguous()
 
 
 def _index(t: torch.Tensor | None, size: int, name: str) -> torch.Tensor | None:
@@ -268,8 +267,8 @@ class UnitLists:
         self.shape = indices.shape
         sizes = (units + 1, indices.numel(), indices.numel(), units, units)
         self.start, self.entry, self.sample, used, self.place = (torch.empty(n, dtype=torch.int32) for n in sizes)
-        pointers = (t.data_ptr() for t in (self.start, self.entry, self.sample, used, self.place))
-        count = _cpu.unit_lists(indices.data_ptr(), *indices.shape, units, *pointers)
+        lists = (self.start, self.entry, self.sample, used, self.place)
+        count = _cpu.unit_lists(indices, *indices.shape, units, *lists)
         _indices_error(-1 - count, indices, units)
         self.used = used[:count]
 
@@ -436,13 +435,20 @@ def adam_outer(weight, sparse, other, sums, rule, m, v, start, bits, since):
     )  # fmt: skip
 
 
+def adam_dense(p, m, v, grad, rule) -> bool:
+    """Adam in place, where dtypes and memory order allow; whether they did."""
+    native = p.dtype in _SUFFIX and p.dtype == grad.dtype == m.dtype == v.dtype
+    if not native or not (p.stride() == grad.stride() == m.stride() == v.stride() and _is_dense(p)):
+        return False
+    _call("adam_dense", p.dtype, p, m, v, grad, p.numel(), *rule)
+    return True
+
+
 def touch_segments(grad, winner, per_unit, place, rows, since, count):
     """Gives segments that won with gradient a place among the touched rows; returns their number."""
     # no thread count in this one: it walks the winners once
-    tensors = [t.data_ptr() for t in (grad, winner, place, rows, since)]
-    return getattr(_cpu, "touch_segments" + _SUFFIX[grad.dtype])(
-        *tensors[:2], *grad.shape, per_unit, *tensors[2:], count
-    )
+    kernel = getattr(_cpu, "touch_segments" + _SUFFIX[grad.dtype])
+    return kernel(grad, winner, *grad.shape, per_unit, place, rows, since, count)
 
 
 def adam_segments(segments, grad, context, winner, rule, rows, since, count, rank1, m, v, keep, activations):
@@ -469,13 +475,9 @@ def update_duty_cycle_(duty_cycle, seen, values, indices, longest):
     if not native:
         reference.update_duty_cycle_(duty_cycle, seen, values, indices, longest)
         return
-    seen += len(values)
-    period = max(min(int(seen), longest), len(values))
-    values, indices = values.contiguous(), indices.contiguous()
-    _call(
-        "duty_cycle", values.dtype, duty_cycle, values, indices, len(duty_cycle), values.numel(), len(values), period
-    )  # fmt: skip
-    torch.autograd.graph.increment_version(duty_cycle)
+    kernel = getattr(_cpu, "duty_cycle" + _SUFFIX[values.dtype])  # in one thread: it walks the winners once
+    kernel(duty_cycle, values.contiguous(), indices.contiguous(), seen, duty_cycle.shape[0], *values.shape, longest)
+    torch.autograd.graph.increment_version((duty_cycle, seen))
 
 
 def rezero_(weight, keep):
@@ -488,5 +490,7 @@ def rezero_(weight, keep):
 
 def _is_dense(t):
     """Whether t fills its memory without gaps or overlaps, in whatever order of dims."""
+    if t.is_contiguous():
+        return True
     order = sorted(range(t.dim()), key=t.stride, reverse=True)
     return t.permute(order).is_contiguous()

@@ -122,9 +122,10 @@ def _save(ctx, args, outputs):
 
 
 def _backward(ctx, grad_values, *_):
-    _, indices, _, x, x_indices, weight, _, _ = ctx.saved_tensors
+    saved = ctx.saved_tensors
+    _, indices, _, x, x_indices, weight, _, _ = saved
     needs = [ctx.needs[0], ctx.needs[1] and not ctx.factored, *ctx.needs[2:]]
-    args = (grad_values, *ctx.saved_tensors, *ctx.rest, needs)
+    args = (grad_values, *saved, *ctx.rest, needs)
     if ctx.factored and x_indices is not None and not torch.is_grad_enabled():
         outputs = _allocate_backward(*args)
         sums = _launch_backward(backend.choose(weight.device), outputs, *args, keep_sums=True)

@@ -10,6 +10,8 @@ from ..reference import compute_dtype
 from . import _checks as check
 from ._register import define, given, wanted
 
+_sigmoid_backward = torch.ops.aten.sigmoid_backward.default
+
 
 def segment_gate(
     context: Tensor,
@@ -83,7 +85,7 @@ def _backward(ctx, grad_gate, _grad_winner):
     if not ctx.factored:
         grads = _segment_gate_backward(grad_gate, context, segments, gate, winner, ctx.activation, ctx.needs)
         return (*given(ctx.needs, grads), None, None)
-    grad = grad_gate * gate * (1 - gate) if ctx.activation == "sigmoid" else grad_gate
+    grad = _sigmoid_backward(grad_gate, gate) if ctx.activation == "sigmoid" else grad_gate
     needs, rest = [ctx.needs[0], False, ctx.needs[2]], (None, None, None)
     if any(needs):
         rest = given(needs, _segment_gate_backward(grad, context, segments, gate, winner, "none", needs))

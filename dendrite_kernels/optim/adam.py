@@ -129,44 +129,55 @@ class Adam(torch.optim.Optimizer):
                 f"this weight has become {p.dtype} since its gradient or moments were made: call zero_grad() and make "
                 "a new Adam after changing a model's dtype or device"
             )
-        if "step" not in state:
-            state["step"] = torch.tensor(0.0)
         if "moments" not in state or not state["moments"].fits(mask, factor):
             state["moments"] = kind.for_factor(p, mask, factor, self._take_dense(p, group))
-        state["step"] += 1
-        state["moments"].step(p, factor, group, int(state["step"]))
+        state["step"] = state.get("step", 0) + 1
+        state["moments"].step(p, factor, group, state["step"])
         return True
 
     def _take_dense(self, p: Tensor, group: dict) -> tuple[Tensor, Tensor] | None:
         """exp_avg and exp_avg_sq, taken out of the state in whatever form it has them; None at the first step."""
         state = self.state[p]
         if "moments" in state:
-            return state.pop("moments").to_dense(p, int(state["step"]), group["betas"])
+            return state.pop("moments").to_dense(p, state["step"], group["betas"])
         if "exp_avg" in state:
             return state.pop("exp_avg"), state.pop("exp_avg_sq")
         return None
 
     def _step_dense(self, parameters: list[Tensor], group: dict) -> None:
-        """torch's own Adam, on whatever has a dense gradient or must have one."""
-        if not parameters:
-            return
-        gradients = []
+        """Adam on whatever has a dense gradient or must have one: in one native pass, or torch's own."""
+        others = []
         for p in parameters:
             state = self.state[p]
-            state.setdefault("step", torch.tensor(0.0))
             if "exp_avg" not in state:
                 dense = self._take_dense(p, group) or (torch.zeros_like(p), torch.zeros_like(p))
                 state["exp_avg"], state["exp_avg_sq"] = dense
-            gradients.append(p.grad.to_dense() if isinstance(p.grad, FactoredGrad) else p.grad)
+            grad = p.grad.to_dense() if isinstance(p.grad, FactoredGrad) else p.grad
+            state["step"] = state.get("step", 0) + 1
+            rule = (*group["betas"], float(group["lr"]), group["eps"], state["step"])
+            native = backend.choose(p.device) is cpu
+            if not (native and cpu.adam_dense(p.detach(), state["exp_avg"], state["exp_avg_sq"], grad, rule)):
+                others.append((p, grad))
+        if others:
+            self._step_by_torch(*zip(*others, strict=True), group)
+        for p in parameters:
+            torch.autograd.graph.increment_version(p)  # no kernel does
+            keep = self._mask(p)
+            if keep is not None:
+                # moments too: a masked weight has none, however dense its gradient was
+                for t in (p, self.state[p]["exp_avg"], self.state[p]["exp_avg_sq"]):
+                    rezero_(t, keep)
+
+    def _step_by_torch(self, parameters: tuple[Tensor, ...], gradients: tuple[Tensor, ...], group: dict) -> None:
         states = [self.state[p] for p in parameters]
         beta1, beta2 = group["betas"]
         torch_adam(
-            parameters,
-            gradients,
+            list(parameters),
+            list(gradients),
             [s["exp_avg"] for s in states],
             [s["exp_avg_sq"] for s in states],
             [],
-            [s["step"] for s in states],
+            [torch.tensor(float(s["step"] - 1)) for s in states],
             fused=all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters),
             amsgrad=False,
             beta1=beta1,
@@ -176,13 +187,6 @@ class Adam(torch.optim.Optimizer):
             eps=group["eps"],
             maximize=False,
         )
-        for p in parameters:
-            torch.autograd.graph.increment_version(p)  # the fused kernel does not
-            keep = self._mask(p)
-            if keep is not None:
-                # moments too: a masked weight has none, however dense its gradient was
-                for t in (p, self.state[p]["exp_avg"], self.state[p]["exp_avg_sq"]):
-                    rezero_(t, keep)
 
     def _mask(self, p: Tensor) -> Tensor | None:
         module = self._masks.get(p)
@@ -200,10 +204,13 @@ class Adam(torch.optim.Optimizer):
             for p in group["params"]:
                 state = self.state.get(p)
                 if state and "moments" in state:
-                    moments = state["moments"].to_dense(p, int(state["step"]), group["betas"])
+                    moments = state["moments"].to_dense(p, state["step"], group["betas"])
                     state = {"step": state["step"], "exp_avg": moments[0], "exp_avg_sq": moments[1]}
                 if state:
-                    out["state"][number] = {key: value.clone() for key, value in state.items()}
+                    step = torch.tensor(float(state["step"]))
+                    out["state"][number] = {
+                        key: step if key == "step" else value.clone() for key, value in state.items()
+                    }
                 number += 1
         return out
 
@@ -235,7 +242,7 @@ class Adam(torch.optim.Optimizer):
         self.state.update(loaded)
 
     def _loaded(self, p: Tensor, saved: dict) -> dict:
-        state = {"step": torch.as_tensor(float(saved["step"]))}
+        state = {"step": int(saved["step"])}
         if "moments" in saved:
             kind = SegmentMoments if p.dim() == 3 else WeightMoments
             state["moments"] = kind.from_state_dict(p, self._mask(p), saved["moments"])
