@@ -1,4 +1,5 @@
-"""What is known of segments that nobody has written since: their gates, and their activations for one context.
+"""What is known of weights that nobody has written since: gates of segments, their activations for one context, and
+what is made of weights that stay as they are.
 
 segment_gate on the CPU asks here first. The gates of frozen segments come without reading a segment. Segments that
 optim.Adam owns keep the activations of the last single context, and that Adam computes those of the rows that it moves
@@ -12,6 +13,7 @@ other optimizers (torch's fused ones do not touch the version counter) stay the 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,11 +22,15 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .identity import ByIdentity
 
+# A weight that so many calls have found the same is taken to be frozen.
+CALLS_OF_A_FROZEN_WEIGHT = 3
+
 # More contexts than this are not compared and kept.
 MOST_CONTEXTS = 128
 
 _gates = ByIdentity()  # parameter -> _Gates
 _activations = ByIdentity()  # parameter that optim.Adam follows -> _Activations or None
+_frozen = ByIdentity()  # parameter -> _Frozen
 _steps = 0  # by optimizers that do not say what they write
 
 
@@ -34,6 +40,13 @@ class _Gates:
     context: Tensor
     gate: Tensor
     winner: Tensor
+
+
+@dataclass
+class _Frozen:
+    stamp: tuple
+    calls: int = 0
+    made: tuple[Tensor, ...] | None = None
 
 
 @dataclass
@@ -52,7 +65,7 @@ register_optimizer_step_post_hook(_count_step)
 
 
 def invalidate(module: nn.Module | None = None) -> None:
-    """Forgets what is known of the module's segments (None: of all), so that the next call reads them.
+    """Forgets what is known of the module's weights (None: of all), so that the next call reads them.
 
     Call it after weights were written in a way that PyTorch does not see: through `.data`, numpy or dlpack.
     """
@@ -60,8 +73,9 @@ def invalidate(module: nn.Module | None = None) -> None:
     for p in parameters:
         if p in _activations:
             _activations[p] = None
-    for p in _gates if module is None else parameters:
-        _gates.pop(p, None)
+    for kept in (_gates, _frozen):
+        for p in kept if module is None else parameters:
+            kept.pop(p, None)
 
 
 def checking() -> bool:
@@ -74,7 +88,7 @@ def check_same(known: Tensor, fresh: Tensor, what: str) -> None:
     # inside the optimizer numbers below the normal range count as 0
     if not torch.allclose(known, fresh, rtol=0, atol=1e-30, equal_nan=True):
         raise RuntimeError(
-            f"{what} are out of date: something wrote the segments unseen (.data, numpy, dlpack); "
+            f"{what}: out of date, for something wrote the parameter unseen (.data, numpy, dlpack); "
             "call dendrite_kernels.invalidate(model) after such writes"
         )
 
@@ -108,6 +122,32 @@ def keep_gates(gate: Tensor, winner: Tensor, context: Tensor, segments: Tensor, 
 
 def _same(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and torch.equal(a, b)
+
+
+# ---- weights that stay as they are ----------------------------------------------------------------------------------
+
+
+def of_frozen(weight: Tensor, make: Callable, isa: str):
+    """make(weight), if count_frozen has had it made and the weight is as it was then; else None."""
+    entry = _frozen.get(weight)
+    if entry is None or entry.made is None or entry.stamp != _stamp(weight, isa):
+        return None
+    if checking():
+        for kept, fresh in zip(entry.made, make(weight), strict=True):
+            check_same(kept, fresh, "what was made of the weight")
+    return entry.made
+
+
+def count_frozen(weight: Tensor, make: Callable, isa: str) -> None:
+    """Counts a call that make(weight) would have served; makes it at the third that finds the weight the same."""
+    if not isinstance(weight, nn.Parameter) or weight.is_inference():
+        return
+    entry, stamp = _frozen.get(weight), _stamp(weight, isa)
+    if entry is None or entry.stamp != stamp:
+        entry = _frozen[weight] = _Frozen(stamp)
+    entry.calls += 1
+    if entry.calls == CALLS_OF_A_FROZEN_WEIGHT:
+        entry.made = make(weight)
 
 
 # ---- activations of one context -------------------------------------------------------------------------------------

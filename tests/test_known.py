@@ -54,6 +54,22 @@ def test_frozen_segments_are_read_once(segments, reads):
     check(segments, context)
 
 
+def test_a_layer_without_grad_takes_the_gates_that_are_kept(reads):
+    model, context, x, index = make_model(), torch.randn(3, 13), torch.randn(5, 20), torch.tensor([2, 0, 1, 1, 2])
+    hooked = []
+    with torch.no_grad():
+        first = model(x, context, index)
+        assert len(reads) == 2
+        assert_same_bits(model(x, context, index), first)
+        assert len(reads) == 2  # one for each layer
+        gates = model.gates(context)
+        gates[0].zero_()  # a caller's own
+        assert_same_bits(model(x, context, index), first)
+        model.layers[0].segments.register_forward_hook(lambda *_: hooked.append(True))
+        assert_same_bits(model(x, context, index), first)
+    assert hooked == [True]
+
+
 def test_plain_tensors_are_not_kept(reads):
     context, weights = torch.randn(5, 12), torch.randn(30, 4, 12)
     dk.segment_gate(context, weights)

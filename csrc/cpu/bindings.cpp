@@ -88,9 +88,10 @@ template <class T> static void define(py::module_& m, const std::string& suffix)
                                         stride_o, at<T>(bias), at<T>(y), threads});
   });
   def("mostly_constant_matmul", [](Address x, int64_t B, int64_t I, int64_t O, Address weight, int64_t stride_i,
-                                   int64_t stride_o, double most_others, Address y, int threads) {
-    return kernels<T>().mostly_constant_matmul({at<T>(x), B, I, O, at<T>(weight), stride_i, stride_o, most_others, at<T>(y),
-                                                threads});
+                                   int64_t stride_o, double most_others, Address sums, Address y,
+                                   int threads) {
+    return kernels<T>().mostly_constant_matmul({at<T>(x), B, I, O, at<T>(weight), stride_i, stride_o, most_others, at<T>(sums),
+                                                at<T>(y), threads});
   });
   def("ksparse_outer", [](Address values, Address start, Address entry, Address sample, int64_t B, int64_t k, int64_t I,
                           int64_t O, Address r, int64_t n, Address cols, Address weight, int64_t stride_i, int64_t stride_o,

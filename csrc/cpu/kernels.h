@@ -86,6 +86,7 @@ template <class T> struct MostlyConstantMatmul {
   const T* m;
   int64_t stride_i, stride_o;
   double most_others;
+  const T* sums;  // [O]: m's columns summed; null: not known
   T* y;
   int threads;
 };

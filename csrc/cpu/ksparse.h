@@ -61,6 +61,15 @@ template <class T> struct PanelRows {
   int64_t B;
 };
 
+// The sum of a panel's n rows.
+template <class T> DK_INLINE void sum_rows(const T* panel, int64_t n, T* out) {
+  constexpr int64_t L = lanes<T>;
+  vec<T> sums[2] = {};
+  for (int64_t i = 0; i < n; i++)
+    for (int v = 0; v < 2; v++) sums[v] += load(panel + (2 * i + v) * L);
+  for (int v = 0; v < 2; v++) store(out + v * L, sums[v]);
+}
+
 // y[:, o .. o + width) = base + x times the panel.
 template <class T>
 DK_INLINE void multiply_panel(const PanelRows<T>& x, const T* panel, const T* base, int64_t o, int64_t O, T* y) {
@@ -75,14 +84,16 @@ DK_INLINE void multiply_panel(const PanelRows<T>& x, const T* panel, const T* ba
   }
 }
 
+// So few samples use a packed row about once: rows that lie side by side are read where they are instead.
+constexpr int64_t few_samples = 4;
+
 template <class T> int64_t ksparse_matmul(const KSparseMatmul<T>& p) {
   const int64_t n = p.B * p.k, width = 2 * lanes<T>, panels = (p.O + width - 1) / width;
   const int64_t bad = first_bad_index(p.indices, n, p.I);
   if (bad >= 0) return bad;
   const Matrix<const T> m{p.m, p.O, p.stride_i, p.stride_o};
   // The rows in use get numbers in order, and each panel a packed copy of its columns of them, which stays in cache.
-  // A few samples use their rows once: then the rows are read where they are.
-  const bool in_place = p.B <= 4 && p.stride_o == 1;
+  const bool in_place = p.B <= few_samples && p.stride_o == 1;
   const Buffer<int32_t> number(p.I), used(p.I);
   const Buffer<int64_t> packed(n), direct(in_place ? n : 0), first(p.B + 1);
   int64_t active = 0;
@@ -145,6 +156,7 @@ template <class T> bool mostly_constant_matmul(const MostlyConstantMatmul<T>& p)
   const Buffer<int64_t> offsets(first[p.B] + 1);
   const Matrix<const T> m{p.m, p.O, p.stride_i, p.stride_o};
   const PanelRows<T> others{values, offsets, first, p.B};
+  const bool in_place = p.sums && p.B <= few_samples && p.stride_o == 1 && p.O % width == 0;
   bool finite = true;
 #pragma omp parallel num_threads(p.threads)
   {
@@ -152,20 +164,19 @@ template <class T> bool mostly_constant_matmul(const MostlyConstantMatmul<T>& p)
     for (int64_t b = 0; b < p.B; b++)
       for (int64_t i = 0, q = first[b]; q < first[b + 1]; i++) {
         const T x = p.x[b * p.I + i];
-        values[q] = x - common, offsets[q] = i * width;
+        values[q] = x - common, offsets[q] = i * (in_place ? p.stride_i : width);
         q += x != common;
       }
     T* panel = scratch + thread_number() * p.I * width;
 #pragma omp for schedule(dynamic) reduction(&& : finite)
     for (int64_t t = 0; t < panels; t++) {
-      alignas(64) T base[width];
-      vec<T> sums[2] = {};
-      pack_panel(m, (const int32_t*)nullptr, p.I, t * width, panel);
-      for (int64_t i = 0; i < p.I; i++)
-        for (int v = 0; v < 2; v++) sums[v] += load(panel + i * width + v * lanes<T>);
-      for (int v = 0; v < 2; v++) store(base + v * lanes<T>, sums[v] * common);
-      for (T sum : base) finite = finite && std::isfinite(sum);
-      multiply_panel(others, (const T*)panel, base, t * width, p.O, p.y);
+      const int64_t o = t * width, here = lower(width, p.O - o);
+      alignas(64) T base[width] = {};
+      if (!in_place) pack_panel(m, (const int32_t*)nullptr, p.I, o, panel);
+      if (p.sums) copy_bytes(base, p.sums + o, here * sizeof(T));
+      else sum_rows(panel, p.I, base);
+      for (T& sum : base) sum *= common, finite = finite && std::isfinite(sum);
+      multiply_panel(others, in_place ? p.m + o : (const T*)panel, base, o, p.O, p.y);
     }
   }
   return finite;

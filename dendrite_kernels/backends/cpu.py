@@ -27,6 +27,9 @@ DENSE_SHARE = 0.25
 # With at least so many rows, and at most this share of entries unlike the commonest, products leave the commonest out.
 MOSTLY_CONSTANT_ROWS, MOST_OTHERS = 32, 0.35
 
+# So few samples are worth a second copy of a weight that stays as it is, stored by input (csrc/cpu/ksparse.h).
+FEW_SAMPLES = 4
+
 
 def why_not(device: torch.device) -> str | None:
     if _cpu is None:
@@ -129,6 +132,12 @@ def segment_gate(out, context, segments, bias, select, activation):
         known.keep_activations(fresh, context, segments, _cpu.isa())
     elif kept is None:
         known.keep_gates(*out, context, segments, bias, *options)
+
+
+def known_gate(context, segments, bias, select, activation):
+    """The gate that is kept of these arguments, not to be written to; None: not known."""
+    ready = None if known.checking() else known.gates(context, segments, bias, select, activation, _cpu.isa())
+    return None if ready is None else ready[0]
 
 
 def _activations(context, segments):
@@ -310,14 +319,36 @@ def _sums_arguments(sums, lists):
 
 
 def _dense_matmul(x, weight):
-    """x @ weight.T; where most entries of x equal one number (a background), only the others are multiplied."""
-    if x.dtype in _SUFFIX and len(x) >= MOSTLY_CONSTANT_ROWS:
-        x, y = x.contiguous(), x.new_empty(len(x), len(weight))
-        if _call(
-            "mostly_constant_matmul", x.dtype, x, *x.shape, len(weight), weight, *weight.T.stride(), MOST_OTHERS, y
-        ):  # fmt: skip
+    """x @ weight.T; where most entries of x equal one number (a background), only the others are multiplied.
+
+    A few samples have too few rows for that, but where the weight stays as it is they read a copy stored by input.
+    """
+    few = len(x) <= FEW_SAMPLES and not torch.is_grad_enabled()
+    if x.dtype in _SUFFIX and (few or len(x) >= MOSTLY_CONSTANT_ROWS):
+        copied = known.of_frozen(weight, _by_input, _cpu.isa()) if few else None
+        y = _mostly_constant_matmul(x, *(copied or (weight.T, None)))
+        if y is not None:
+            if few and copied is None:
+                known.count_frozen(weight, _by_input, _cpu.isa())
             return y
     return x @ weight.T
+
+
+def _mostly_constant_matmul(x, matrix, sums):
+    """x @ matrix, or None where x or the matrix are not for this kernel; sums: the matrix' columns', where known."""
+    (inputs, units), y = matrix.shape, x.new_empty(len(x), matrix.shape[1])
+    done = _call(
+        "mostly_constant_matmul", x.dtype, x.contiguous(), len(x), inputs, units, matrix, *matrix.stride(),
+        MOST_OTHERS, sums, y,
+    )  # fmt: skip
+    return y if done else None
+
+
+def _by_input(weight):
+    """The weight stored by input, and its sums over the inputs with the bits that the kernel finds afresh."""
+    matrix = weight.detach().T.contiguous()
+    sums = _mostly_constant_matmul(matrix.new_ones(1, len(matrix)), matrix, None)
+    return None if sums is None else (matrix, sums)
 
 
 def _strided(t):

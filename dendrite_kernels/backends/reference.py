@@ -29,6 +29,10 @@ def segment_gate(out, context, segments, bias, select, activation):
     _fill(out, ref.segment_gate(context, segments, bias, select, activation))
 
 
+def known_gate(*_):
+    return None  # nothing is kept
+
+
 def segment_gate_backward(out, grad_gate, context, segments, gate, winner, activation):
     _fill(out, ref.segment_gate_backward(grad_gate, context, segments, gate, winner, activation, _needs(out)))
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..ops import KSparse, segment_gate
 from ..ops.dendritic_linear import gated_linear
+from ..ops.segment_gate import gate_to_read
 from ..sparsity import MaskedParameter, check_fraction, random_mask
 from .kwinners import KWinners
 from .sparse_linear import SparseLinear
@@ -137,13 +138,23 @@ class DendriticLinear(SparseLinear):
         """The gate [G, O] for contexts [G, C] (None for a layer without dendrites)."""
         if self.segments is None:
             return None
+        select, activation, _ = DENDRITES[self.dendrite]
+        return self.segments(self._context(context), select, activation)[0]
+
+    def _gate_to_read(self, context: Tensor | None) -> Tensor | None:
+        segments = self.segments
+        if segments is None or torch.is_grad_enabled() or segments._forward_hooks or segments._forward_pre_hooks:
+            return self.gate(context)
+        select, activation, _ = DENDRITES[self.dendrite]
+        return gate_to_read(self._context(context), segments.weights, segments.biases, select, activation)
+
+    def _context(self, context: Tensor | None) -> Tensor:
         if context is None:
             raise ValueError(f"context: expected [G, C] for a layer with dendrites ({self.dendrite}), got None")
-        select, activation, _ = DENDRITES[self.dendrite]
-        return self.segments(context, select, activation)[0]
+        return context
 
     def forward(self, x: Tensor | KSparse, context: Tensor | None = None, context_index: Tensor | None = None):
-        return self.forward_gated(x, self.gate(context), context_index)
+        return self.forward_gated(x, self._gate_to_read(context), context_index)
 
     def forward_gated(self, x: Tensor | KSparse, gate: Tensor | None, context_index: Tensor | None = None):
         """The layer with gates that are known, as `gate(contexts)` gave them: for many batches on frozen segments."""

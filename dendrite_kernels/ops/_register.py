@@ -64,10 +64,7 @@ def _eager_first(op, kernel, derivative):
     apply = super(torch.autograd.Function, derivative).apply
 
     def call(*args):
-        for a in args:
-            if isinstance(a, Tensor) and type(a) is not Tensor and type(a) is not Parameter:
-                return op(*args)
-        if torch.compiler.is_compiling() or _len_torch_dispatch_stack() or peek_interpreter_stack() is not None:
+        if not only_autograd_sees(args):
             return op(*args)
         if _wants_derivative(args):
             return apply(kernel, *args)
@@ -76,6 +73,14 @@ def _eager_first(op, kernel, derivative):
         return kernel(*args)
 
     return call
+
+
+def only_autograd_sees(args) -> bool:
+    """Whether no subclass, mode, functorch transform or compiler could want to see a call with these arguments."""
+    for a in args:
+        if isinstance(a, Tensor) and type(a) is not Tensor and type(a) is not Parameter:
+            return False
+    return not (torch.compiler.is_compiling() or _len_torch_dispatch_stack() or peek_interpreter_stack() is not None)
 
 
 def _wants_derivative(args) -> bool:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import factored
+from .. import backend, factored
 from ..reference import compute_dtype
 from . import _checks as check
-from ._register import define, given, wanted
+from ._register import define, given, only_autograd_sees, wanted
 
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.default
 
@@ -62,6 +62,15 @@ def segment_gate(
     if row is not context:
         return gate.expand(len(context), -1), winner.expand(len(context), -1)
     return gate, winner
+
+
+def gate_to_read(context, segments, bias, select, activation) -> Tensor:
+    """segment_gate's gate for code that will not write to it: without grad, the backend may give what it keeps."""
+    if not torch.is_grad_enabled() and only_autograd_sees((context, segments, bias)):
+        gate = backend.choose(segments.device).known_gate(context, segments, bias, select, activation)
+        if gate is not None:
+            return gate
+    return segment_gate(context, segments, bias, select=select, activation=activation)[0]
 
 
 def _allocate(context, segments, bias, select, activation):
