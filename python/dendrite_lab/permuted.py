@@ -25,11 +25,11 @@ class PermutedMNIST:
 
     def train(self, task: int) -> tuple[Tensor, Tensor]:
         """x [60000, 784] and labels [60000]."""
-        return self._train[:, self.permutations[task]], self.data.train_labels
+        return self._train.index_select(1, self.permutations[task]), self.data.train_labels
 
     def test(self, task: int) -> tuple[Tensor, Tensor]:
         """x [10000, 784] and labels [10000]."""
-        return self._test[:, self.permutations[task]], self.data.test_labels
+        return self._test.index_select(1, self.permutations[task]), self.data.test_labels
 
 
 def _normalised(images: Tensor) -> Tensor:

@@ -94,6 +94,26 @@ def test_an_unfinished_run_is_not_written_over(config, mnist, tmp_path):
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("cost, saved", [(0.1, [1, 2, 3, 4, 5, 6, 7, 8]), (3.0, [1, 7, 8]), (0.7, [1, 3, 5, 7, 8])])
+def test_saving_takes_its_share_of_the_time(config, monkeypatch, cost, saved):
+    """Tasks of ten seconds, and states that take `cost` seconds to save."""
+    clock, done = [0.0], []
+    monkeypatch.setattr(train.time, "perf_counter", lambda: clock[0])
+
+    def save(state, path):
+        clock[0] += cost
+        done.append(state.tasks_done)
+
+    monkeypatch.setattr(train.State, "save", save)
+    state = train.State(config.to_dict(), 0, 1)
+    saver = train.Saver(state, None)
+    for task in range(1, 9):
+        clock[0] += 10
+        state.tasks_done = task
+        saver.save_if_worth(last=task == 8)
+    assert done == saved
+
+
 def test_a_state_of_another_configuration_is_refused(config, mnist, tmp_path):
     train.run(config, 0, mnist, tmp_path)
     other = dataclasses.replace(config, lr=0.1)
