@@ -37,7 +37,7 @@ class PlainLayer(nn.Module):
         self.weight, self.bias, self.segments = (nn.Parameter(p.detach().clone()) for p in (weight, bias, segments))
         self.zero_mask = None if mask is None else ~mask.contiguous()
         self.k = k
-        self.register_buffer("duty_cycle", torch.zeros(len(weight)))
+        self.register_buffer("duty_cycle", torch.zeros(len(weight), device=weight.device))
         self.samples = 0
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:

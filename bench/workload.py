@@ -45,14 +45,15 @@ def make_model(segments: int) -> DendriticMLP:
 class Ours:
     """Our network, trained on one task after another by our Adam or (dense) by torch's fused one."""
 
-    def __init__(self, segments: int, tasks: PermutedMNIST, batch: int, dense: bool = False):
-        self.model, self.tasks, self.batch, self.dense = make_model(segments), tasks, batch, dense
+    def __init__(self, segments: int, tasks: PermutedMNIST, batch: int, dense: bool = False, device: str = "cpu"):
+        self.model, self.tasks, self.batch, self.dense = make_model(segments).to(device), tasks, batch, dense
+        self.device = device
         self.generator = torch.Generator().manual_seed(1)
         self.start_task(0)
 
     def start_task(self, task: int) -> None:
         """New data, a new context and a new Adam, as the experiments do."""
-        self.x, self.labels = self.tasks.train(task)
+        self.x, self.labels = (part.to(self.device) for part in self.tasks.train(task))
         self.context = self.x.mean(0, keepdim=True)
         self.queue = []
         if self.dense:
@@ -63,7 +64,7 @@ class Ours:
     def next_batch(self):
         if not self.queue:
             self.queue = batches(len(self.x), self.batch, self.generator)
-        index = self.queue.pop()
+        index = self.queue.pop().to(self.device)
         return self.x[index], self.labels[index], self.context
 
     def step(self, batch) -> None:
@@ -74,8 +75,9 @@ class Ours:
             self.step(self.next_batch())
 
     def touched_rows(self) -> list[int]:
-        """Segments of each layer that have had gradient since the optimizer was made."""
-        return [self.optimizer.state[layer.segments.weights]["moments"].count for layer in self.model.layers]
+        """Segments of each layer that have had gradient since the optimizer was made; none with dense gradients."""
+        states = [self.optimizer.state[layer.segments.weights] for layer in self.model.layers]
+        return [state["moments"].count for state in states if "moments" in state]
 
 
 def disagreement(ours: DendriticMLP, plain: PlainNetwork, batch) -> dict[str, float]:
@@ -117,12 +119,20 @@ def check_agreement(ours: DendriticMLP, plain: PlainNetwork, batch) -> float:
     return distances[worst]
 
 
+def finish() -> None:
+    """Waits for what a GPU has been given to do."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
 def timed(step, inputs) -> list[float]:
     """Milliseconds of step(x) for each x."""
     out = []
     for x in inputs:
+        finish()
         begin = time.perf_counter()
         step(x)
+        finish()
         out.append(1e3 * (time.perf_counter() - begin))
     return out
 

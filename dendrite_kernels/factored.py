@@ -34,8 +34,12 @@ def owner(parameter: Tensor):
 
 
 def wanted(parameter: Tensor) -> bool:
-    """Whether a backward pass now being prepared should leave factors for this parameter."""
-    return len(_owners) > 0 and not torch.compiler.is_compiling() and owner(parameter) is not None
+    """Whether a backward pass now being prepared should leave factors for this parameter.
+
+    The passes that take factors are on the CPU: a parameter that was moved from there gets dense gradients.
+    """
+    eager = len(_owners) > 0 and not torch.compiler.is_compiling()
+    return eager and parameter.device.type == "cpu" and owner(parameter) is not None
 
 
 @dataclass(frozen=True)

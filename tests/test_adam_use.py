@@ -8,7 +8,7 @@ import torch
 from test_adam import LR, backward, make_model, parameters_agree, pytestmark, some_batch  # noqa: F401
 
 import dendrite_kernels as dk
-from dendrite_kernels.factored import FactoredGrad
+from dendrite_kernels.factored import FactoredGrad, claim, wanted
 from dendrite_kernels.sparsity import rezero_weights
 from dendrite_kernels.testing import assert_same_bits
 
@@ -338,8 +338,38 @@ def test_a_model_of_another_dtype_is_refused(factored):
     backward(model, some_batch("one", torch.float64))
     with pytest.raises(RuntimeError, match=r"has become torch\.float64 .* make a new Adam"):
         optimizer.step()
+    optimizer.zero_grad()
     fresh = dk.optim.Adam(model, LR)
     one_step(model, fresh, some_batch("one", torch.float64))
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_a_parameter_on_another_device_than_its_moments_needs_a_new_optimizer(name):
+    """As after model.cuda(): there is one device here, so the moments are what moves."""
+    model = make_model(torch.float32)
+    optimizer = dk.optim.Adam(model, LR)
+    p = getattr(model.layers[0], name)
+    one_step(model, optimizer, some_batch("one", torch.float32))
+    with pytest.raises(RuntimeError, match=r"kept as factors .* Call zero_grad\(\) first"):
+        model.layers[0].weight.grad.to("meta")  # as Module.to does with every gradient
+    state = optimizer.state[p]
+    if name == "weight":
+        state["moments"].m = state["moments"].m.to("meta")
+    else:
+        state["exp_avg"] = state["exp_avg"].to("meta")
+    before = [q.detach().clone() for q in model.parameters()]
+    with pytest.raises(RuntimeError, match=r"has become torch\.float32 on cpu since .* make a new Adam"):
+        optimizer.step()
+    for q, old in zip(model.parameters(), before, strict=True):
+        assert_same_bits(q, old)
+
+
+def test_no_factors_for_a_parameter_that_has_left_the_cpu():
+    model = make_model()
+    optimizer = dk.optim.Adam(model, LR)
+    elsewhere = torch.nn.Parameter(torch.zeros(3, 3, device="meta"))
+    claim([elsewhere], optimizer)
+    assert wanted(model.layers[0].weight) and not wanted(elsewhere)
 
 
 def test_second_derivatives_of_owned_weights_raise():

@@ -6,6 +6,7 @@ import torch
 import dendrite_kernels as dk
 from dendrite_kernels import known
 from dendrite_kernels.backends import cpu
+from dendrite_kernels.backends.cpu import products
 from dendrite_kernels.testing import assert_close, assert_same_bits
 
 pytestmark = pytest.mark.skipif(cpu._cpu is None, reason="a native kernel: no C++ compiler here")
@@ -20,7 +21,7 @@ def background(batch, inputs, common, share=0.2, dtype=torch.float32):
 
 def kernel(x, weight, sums=None):
     """y of the kernel, or None where it declines."""
-    return cpu._mostly_constant_matmul(x, weight.T, sums)
+    return products.mostly_constant_matmul(x, weight.T, sums)
 
 
 @pytest.fixture(params=cpu._cpu.supported_isas() if cpu._cpu else [])
@@ -82,7 +83,7 @@ def test_the_same_bits_for_any_number_of_threads(isa, threads):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("shape", [(1, 9, 64), (1, 90, 96), (4, 784, 128), (2, 30, 33), (cpu.FEW_SAMPLES, 40, 65)])
+@pytest.mark.parametrize("shape", [(1, 9, 64), (1, 90, 96), (4, 784, 128), (2, 30, 33), (products.FEW_SAMPLES, 40, 65)])
 def test_a_frozen_weight_stored_by_input_changes_no_bit(isa, dtype, shape):
     batch, inputs, units = shape
     x, weight = (
@@ -90,13 +91,13 @@ def test_a_frozen_weight_stored_by_input_changes_no_bit(isa, dtype, shape):
         torch.nn.Parameter(torch.randn(units, inputs, dtype=dtype)),
     )
     with torch.no_grad():
-        runs = [cpu._dense_matmul(x, weight) for _ in range(5)]
-        assert known.of_frozen(weight, cpu._by_input, cpu._cpu.isa()) is not None
+        runs = [products.dense_matmul(x, weight) for _ in range(5)]
+        assert known.of_frozen(weight, products.by_input, cpu._cpu.isa()) is not None
         for run in runs[1:]:
             assert_same_bits(run, runs[0])
         assert_close(runs[0], x.double() @ weight.double().T, terms=2 * inputs, dtype=dtype)
         weight.mul_(-2)
-        assert_close(cpu._dense_matmul(x, weight), x.double() @ weight.double().T, terms=2 * inputs, dtype=dtype)
+        assert_close(products.dense_matmul(x, weight), x.double() @ weight.double().T, terms=2 * inputs, dtype=dtype)
 
 
 @pytest.mark.parametrize("seen", [True, False])
@@ -104,34 +105,34 @@ def test_a_frozen_weight_that_is_written(monkeypatch, seen):
     x, weight = background(1, 50, 1.0), torch.nn.Parameter(torch.randn(64, 50))
     with torch.no_grad():
         for _ in range(4):
-            cpu._dense_matmul(x, weight)
+            products.dense_matmul(x, weight)
         weight.data.mul_(3)
         if seen:
             dk.invalidate()
-            assert_close(cpu._dense_matmul(x, weight), x.double() @ weight.double().T, terms=100)
+            assert_close(products.dense_matmul(x, weight), x.double() @ weight.double().T, terms=100)
         else:
             monkeypatch.setenv("DENDRITE_CHECK", "1")
             with pytest.raises(RuntimeError, match="what was made of the weight: out of date"):
-                cpu._dense_matmul(x, weight)
+                products.dense_matmul(x, weight)
 
 
 def test_no_copy_of_a_weight_that_moves_or_whose_x_is_dense():
     weight, isa = torch.nn.Parameter(torch.randn(64, 50)), cpu._cpu.isa()
     for _ in range(5):
-        cpu._dense_matmul(background(1, 50, 0.0), weight)  # with grad: in training
+        products.dense_matmul(background(1, 50, 0.0), weight)  # with grad: in training
     with torch.no_grad():
         for _ in range(5):
-            cpu._dense_matmul(torch.randn(1, 50), weight)
+            products.dense_matmul(torch.randn(1, 50), weight)
         for _ in range(5):
-            cpu._dense_matmul(background(1, 50, 0.0), weight)
+            products.dense_matmul(background(1, 50, 0.0), weight)
             weight.add_(1)
-    assert known.of_frozen(weight, cpu._by_input, isa) is None
+    assert known.of_frozen(weight, products.by_input, isa) is None
 
 
 @pytest.mark.parametrize("common", [-0.42, float("nan")])
 def test_the_layer_uses_it_or_does_without(monkeypatch, common):
     """linear_kwinners gives the winners of the whole product whether the kernel takes x or not."""
-    ran, call = [], cpu._call
+    ran, call = [], products.call
 
     def spy(name, *args):
         out = call(name, *args)
@@ -139,8 +140,8 @@ def test_the_layer_uses_it_or_does_without(monkeypatch, common):
             ran.append(out)
         return out
 
-    monkeypatch.setattr(cpu, "_call", spy)
-    x = background(cpu.MOSTLY_CONSTANT_ROWS, 90, common)
+    monkeypatch.setattr(products, "call", spy)
+    x = background(products.MOSTLY_CONSTANT_ROWS, 90, common)
     weight, bias = torch.randn(120, 90), torch.randn(120)
     z = dk.linear_kwinners(x, weight, bias, None, None, 120)
     assert ran == [common == common]

@@ -92,12 +92,15 @@ template <class T> void adam_outer(const AdamOuter<T>& p) {
       if (may_skip(p.rule, since, used)) continue;
       T *weights = p.weight + i * O, *m = p.m + p.start[i], *v = p.v + p.start[i];
       wake(p.rule, since, m, v, p.start[i + 1] - p.start[i]);
-      const T* gradient = used ? gradient_row(outer, rows, i, full) : nullptr;
+      const T* gradient = nullptr;
+      const uint16_t* bits = p.bits ? p.bits + i * words : nullptr;
+      const bool at_once = used && bits && outer.sums && outer.cols;
+      if (used && !at_once) gradient = gradient_row(outer, rows, i, full);
       bool changed;
-      if (p.bits) {
-        const uint16_t* bits = p.bits + i * words;
+      if (bits) {
         const int64_t n = squeeze(weights, bits, O, kept);
-        if (used) squeeze(gradient, bits, O, g);
+        if (at_once) spread_and_squeeze(outer.sums + outer.place[i] * outer.pitch, rows.columns(), bits, O, g);
+        else if (used) squeeze(gradient, bits, O, g);
         changed = adam_row(p.rule, used ? (const T*)g : nullptr, m, v, kept, n);
         if (changed) spread((const T*)kept, bits, O, weights);
       } else {

@@ -73,9 +73,17 @@ template <class K> DK_INLINE K kth_largest(K* keys, int64_t n, int64_t k) {
 }
 
 template <class T> DK_INLINE T guess_threshold(const T* rank, int64_t n, double guess) {
-  T total = 0, squares = 0;
-#pragma omp simd reduction(+ : total, squares)
-  for (int64_t i = 0; i < n; i++) total += rank[i], squares += rank[i] * rank[i];
+  constexpr int64_t L = lanes<T>;
+  vec<T> totals[4] = {}, products[4] = {};  // chains short enough to overlap
+  int64_t i = 0;
+  for (; i + 4 * L <= n; i += 4 * L)
+    for (int v = 0; v < 4; v++) {
+      const vec<T> x = load(rank + i + v * L);
+      totals[v] += x, products[v] += x * x;
+    }
+  T total = sum<T>((totals[0] + totals[1]) + (totals[2] + totals[3]));
+  T squares = sum<T>((products[0] + products[1]) + (products[2] + products[3]));
+  for (; i < n; i++) total += rank[i], squares += rank[i] * rank[i];
   const T mean = total / n, variance = squares / n - mean * mean;
   const T t = mean + (T)guess * std::sqrt(variance > 0 ? variance : T(0));
   return t == t ? t : -std::numeric_limits<T>::infinity();
@@ -107,16 +115,19 @@ DK_INLINE int64_t row_winners(const T* rank, int64_t n, int64_t k, bool keep_tie
   return count;
 }
 
-// a = (y + bias) combined with the gate; the pieces are separate loops so that every sum and product is rounded.
+// a = (y + bias) combined with the gate. A sum and then a product leave nothing to fuse: each is rounded.
 template <class T> DK_INLINE void gate_row(const T* y, const RowGate<T>& how, int64_t b, int64_t n, T* a) {
-  const T* gate = how.row(b, n);
-  copy_bytes(a, y, n * sizeof(T));
-  if (how.bias)
-    for (int64_t i = 0; i < n; i++) a[i] += how.bias[i];
-  if (gate && how.add)
-    for (int64_t i = 0; i < n; i++) a[i] += gate[i];
-  else if (gate)
-    for (int64_t i = 0; i < n; i++) a[i] *= gate[i];
+  const T *gate = how.row(b, n), *bias = how.bias;
+  if (bias && gate && !how.add)
+    for (int64_t i = 0; i < n; i++) a[i] = (y[i] + bias[i]) * gate[i];
+  else if (bias && gate)
+    for (int64_t i = 0; i < n; i++) a[i] = (y[i] + bias[i]) + gate[i];
+  else if (gate && !how.add)
+    for (int64_t i = 0; i < n; i++) a[i] = y[i] * gate[i];
+  else if (gate || bias)
+    for (int64_t i = 0; i < n; i++) a[i] = y[i] + (gate ? gate : bias)[i];
+  else
+    copy_bytes(a, y, n * sizeof(T));
 }
 
 template <class T> DK_INLINE bool passes(bool relu, T v) { return !relu || !(v <= 0); }

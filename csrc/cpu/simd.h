@@ -100,7 +100,27 @@ template <class T> DK_INLINE void spread(const T* in, const uint16_t* bits, int6
   }
 }
 
+// The two after one another: where a row's set `columns` are side by side in `in`, those of its set `bits` into out.
+template <class T>
+DK_INLINE void spread_and_squeeze(const T* in, const uint16_t* columns, const uint16_t* bits, int64_t n, T* out) {
+  for (int64_t i = 0; i < n; i++) {
+    const bool set = columns[i / 16] >> i % 16 & 1;
+    *out = set ? *in : T(0);
+    in += set;
+    out += bits[i / 16] >> i % 16 & 1;
+  }
+}
+
 #if defined(DK_AVX512)
+DK_INLINE void spread_and_squeeze(const float* in, const uint16_t* columns, const uint16_t* bits, int64_t n, float* out) {
+  for (int64_t i = 0; i < n; i += 16) {
+    const __mmask16 in_row = n - i >= 16 ? 0xffff : (1u << (n - i)) - 1;
+    const __mmask16 column = columns[i / 16] & in_row, bit = bits[i / 16] & in_row;
+    const __m512 here = _mm512_maskz_expand_ps(column, _mm512_loadu_ps(in));
+    _mm512_storeu_ps(out, _mm512_maskz_compress_ps(bit, here));
+    in += __builtin_popcount(column), out += __builtin_popcount(bit);
+  }
+}
 DK_INLINE int64_t squeeze(const float* row, const uint16_t* bits, int64_t n, float* out) {
   float* end = out;
   for (int64_t i = 0; i < n; i += 16) {

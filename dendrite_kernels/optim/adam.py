@@ -101,6 +101,10 @@ class Adam(torch.optim.Optimizer):
                 loss = closure()
         self._check_ownership()
         for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self._check_unmoved(p)
+        for group in self.param_groups:
             dense = []
             for p in group["params"]:
                 if p.grad is not None and not (isinstance(p.grad, FactoredGrad) and self._step_factored(p, group)):
@@ -115,6 +119,17 @@ class Adam(torch.optim.Optimizer):
                     "a newer dendrite_kernels.optim.Adam owns these modules: step that one, or make a new one"
                 )
 
+    def _check_unmoved(self, p: Tensor) -> None:
+        """A model may change its dtype or device, but gradient and moments stay as they were made."""
+        state = self.state.get(p, {})
+        moments = state["moments"].m if "moments" in state else state.get("exp_avg")
+        for kept in (p.grad, moments):
+            if kept is not None and (kept.dtype != p.dtype or kept.device != p.device):
+                raise RuntimeError(
+                    f"this weight has become {p.dtype} on {p.device} since its gradient or moments were made: call "
+                    "zero_grad() and make a new Adam after changing a model's dtype or device"
+                )
+
     # ---- one parameter ----------------------------------------------------------------------------------------------
 
     def _step_factored(self, p: Tensor, group: dict) -> bool:
@@ -124,11 +139,6 @@ class Adam(torch.optim.Optimizer):
         if kind is None or not kind.steppable(p, factor):
             return False
         state, mask = self.state[p], self._mask(p)
-        if factor.dtype != p.dtype or ("moments" in state and state["moments"].m.dtype != p.dtype):
-            raise RuntimeError(
-                f"this weight has become {p.dtype} since its gradient or moments were made: call zero_grad() and make "
-                "a new Adam after changing a model's dtype or device"
-            )
         if "moments" not in state or not state["moments"].fits(mask, factor):
             state["moments"] = kind.for_factor(p, mask, factor, self._take_dense(p, group))
         state["step"] = state.get("step", 0) + 1

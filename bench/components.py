@@ -1,0 +1,223 @@
+"""Where a training step's time goes: each kernel call beside its roof, and what no kernel takes.
+
+The roof of a call is the larger of its sums at the rate of torch's largest matrix product and its bytes at the rate of
+a copy too large for the caches, both measured in the same run: what the chip could do, were it always busy. A k-sparse
+product loads a vector for each that it multiplies, which a matrix product with its tiles in registers need not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import defaultdict
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+
+import torch
+from dendrite_lab.permuted import PermutedMNIST
+from dendrite_lab.results import provenance
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from workload import Ours, load_data
+
+from dendrite_kernels.backends import cpu
+from dendrite_kernels.backends.cpu import products
+from dendrite_kernels.optim.moments import MOVING
+
+RESULTS = Path(__file__).parent / "results"
+console = Console(stderr=True)
+
+
+def rate(work, amount: float, repeats: int = 7) -> float:
+    """amount per second, at the best of the repeats."""
+    best = float("inf")
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        work()
+        best = min(best, time.perf_counter() - begin)
+    return amount / best
+
+
+def roofs() -> tuple[float, float]:
+    """(flop/s of a large matrix product, bytes/s of a large copy), with as many threads as torch uses."""
+    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    out, source = torch.empty(2048, 2048), torch.zeros(1 << 26)
+    target = torch.zeros_like(source)
+    flops = rate(lambda: torch.mm(a, b, out=out), 2 * 2048**3)
+    return flops, rate(lambda: target.copy_(source), 2 * source.numel() * source.element_size())
+
+
+def size(*tensors) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+
+
+# What a call of each launcher has to do at least: (what it is called in the table, flop, bytes).
+
+
+def _gate(out, context, segments, bias, select, activation, kept, fresh):
+    read = segments if kept is None else kept
+    return "segment gate", 2 * segments.numel() if kept is None else read.numel(), size(read, *out)
+
+
+def _background_product(x, matrix, sums):
+    common = x.flatten().mode().values
+    others = int((x != common).sum())
+    return "x W^T, mostly one number", 2 * others * matrix.shape[1], size(x, matrix) + 4 * len(x) * matrix.shape[1]
+
+
+def _sparse_product(y, values, indices, matrix, bias):
+    rows = indices.unique().numel()
+    return "k-sparse x W^T", 2 * values.numel() * y.shape[1], 4 * rows * y.shape[1] + size(y, values, indices)
+
+
+def _winners(y, *rest):
+    return "gate, k winners", y.numel(), size(y, *rest[-3:])
+
+
+def _winners_backward(grads, grad_values, values, indices, *_):
+    return "gradients of gate and bias", 4 * values.numel(), size(*grads, grad_values, values, indices)
+
+
+def _outer(values, indices, r, cols, weight, grad_weight, grad_values, keep_sums=False):
+    rows = indices.unique().numel()
+    products = (grad_values is not None) + (grad_weight is not None or keep_sums)
+    read = 4 * rows * r.shape[1] * products
+    return "dW and dx, k-sparse", 2 * products * values.numel() * r.shape[1], read + size(r, values, indices)
+
+
+def _adam_outer(weight, sparse, other, sums, rule, m, v, start, bits, since):
+    moving = since == MOVING
+    entries = int(start.diff()[moving].sum())
+    made = 0 if sums is not None else 2 * sparse.values.numel() * weight.shape[1]
+    read = size(sums) if sums is not None else size(other)
+    return "Adam of weights", made + 12 * entries, 16 * entries + 8 * int(moving.sum()) * weight.shape[1] + read
+
+
+def _adam_segments(segments, grad, context, winner, rule, rows, since, count, rank1, m, v, keep, activations):
+    moving = int((since[:count] == MOVING).sum())
+    return "Adam of segments", 9 * moving * segments.shape[2], 8 * moving * segments.shape[2]
+
+
+def _unit_lists(self, indices, units):
+    return "lists of samples by unit", indices.numel(), 3 * size(indices)
+
+
+LAUNCHERS = {
+    (cpu, "_segment_gate"): _gate,
+    (products, "mostly_constant_matmul"): _background_product,
+    (products, "matmul"): _sparse_product,
+    (cpu, "_kwinners"): _winners,
+    (cpu, "_winners_backward"): _winners_backward,
+    (products, "outer"): _outer,
+    (cpu, "adam_outer"): _adam_outer,
+    (cpu, "adam_segments"): _adam_segments,
+    (products.UnitLists, "__init__"): _unit_lists,
+}
+
+
+@contextmanager
+def watched(events: list):
+    """Every launcher's call is noted as (what works out its work, seconds, arguments)."""
+
+    def watch(owner, name, work):
+        launcher = getattr(owner, name)
+
+        def timed(*args):
+            begin = time.perf_counter()
+            out = launcher(*args)
+            events.append((work, time.perf_counter() - begin, args))
+            return out
+
+        setattr(owner, name, timed)
+        return owner, name, launcher
+
+    places = [watch(*place, work) for place, work in LAUNCHERS.items()]
+    try:
+        yield
+    finally:
+        for owner, name, launcher in places:
+            setattr(owner, name, launcher)
+
+
+def measure(segments: int, batch: int, data, steps: int) -> dict:
+    """Medians over `steps` steps in the second half of an epoch; the work is that of the last of them."""
+    ours = Ours(segments, PermutedMNIST(data, 1), batch)
+    ours.epoch(lambda r: track(r, f"S = {segments}: an epoch first", console=console))
+    times, wholes, plain = defaultdict(list), [], []
+    for _ in track(range(steps), "measured", console=console):
+        events, inputs = [], ours.next_batch()
+        with watched(events):
+            begin = time.perf_counter()
+            ours.step(inputs)
+            wholes.append(time.perf_counter() - begin)
+        # an _outer within another launcher would count twice; there is none: each is called by ops or the optimizer
+        for place, (_, seconds, _) in enumerate(events):
+            times[place].append(seconds)
+        inputs, begin = ours.next_batch(), None
+        begin = time.perf_counter()
+        ours.step(inputs)
+        plain.append(time.perf_counter() - begin)
+    flops, bandwidth = roofs()
+    components = []
+    for place, (work, _, args) in enumerate(events):
+        name, flop, nbytes = work(*args)
+        floor = 1e3 * max(flop / flops, nbytes / bandwidth)
+        components.append(
+            {"name": name, "ms": 1e3 * median(times[place]), "flop": flop, "bytes": nbytes, "floor_ms": floor}
+        )
+    return {
+        "S": segments,
+        "B": batch,
+        "step_ms": 1e3 * median(plain),
+        "outside_kernels_ms": 1e3 * (median(wholes)) - sum(c["ms"] for c in components),
+        "floor_ms": sum(c["floor_ms"] for c in components),
+        "gflops_roof": flops / 1e9,
+        "gbytes_roof": bandwidth / 1e9,
+        "threads": torch.get_num_threads(),
+        "components": components,
+    }
+
+
+def table(row: dict) -> Table:
+    title = (
+        f"S = {row['S']}, B = {row['B']}: a step of {row['step_ms']:.1f} ms on {row['threads']} threads; roofs "
+        f"{row['gflops_roof']:.0f} GFLOP/s and {row['gbytes_roof']:.0f} GB/s"
+    )
+    out = Table("in order", "ms", "MFLOP", "MB", "roof, ms", "of the roof", title=title)
+    for c in row["components"]:
+        share = f"{100 * c['floor_ms'] / c['ms']:.0f} %"
+        cells = (c["ms"], c["flop"] / 1e6, c["bytes"] / 1e6, c["floor_ms"])
+        out.add_row(c["name"], *(f"{cell:.2f}" for cell in cells), share)
+    out.add_row("Python, autograd, loss, biases", f"{row['outside_kernels_ms']:.2f}", "", "", "", "")
+    out.add_row(
+        "the kernels' floor", "", "", "", f"{row['floor_ms']:.2f}", f"{100 * row['floor_ms'] / row['step_ms']:.0f} %"
+    )
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--segments", type=int, nargs="+", default=[10], help="segments a unit (default: 10)")
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=100, help="steps that are measured (default: 100)")
+    parser.add_argument("--data", type=Path, help="folder of the MNIST files (default: $DENDRITE_DATA/mnist)")
+    parser.add_argument("--json", action="store_true", help="print JSON lines rather than tables")
+    args = parser.parse_args()
+    if any(number < 1 for number in (*args.segments, args.batch, args.steps)):
+        parser.error("segments, batch and steps must be 1 or more")
+    if cpu._cpu is None:
+        parser.error("the native module is not built: there are no kernels to time")
+    data, source = load_data(args.data)
+    for segments in args.segments:
+        row = {**measure(segments, args.batch, data, args.steps), "data": source}
+        if args.json:
+            print(json.dumps({**row, **provenance()}), flush=True)
+        else:
+            Console().print(table(row))
+
+
+if __name__ == "__main__":
+    main()
