@@ -8,7 +8,7 @@ DATA ?= $(CURDIR)/.data
 RUNS ?= runs
 export DENDRITE_DATA = $(DATA)
 
-.PHONY: help test demo bench lint slow sanitize clean
+.PHONY: help test demo bench lint slow sanitize gpu-check kernel-report clean
 .DEFAULT_GOAL := help
 
 help:
@@ -17,6 +17,8 @@ help:
 	@echo "make bench   ours against PyTorch, op by op and whole steps; the rows go to $(RUNS)/bench.json"
 	@echo "make slow    the longer checks: installs with and without a compiler, on other Pythons; kill and resume"
 	@echo "make sanitize  the tests on a native module built with AddressSanitizer and UBSan (Linux, gcc)"
+	@echo "make gpu-check OUT=folder  all that needs a GPU, with the Python and torch that are there, in 9 minutes"
+	@echo "make kernel-report  compiles the Triton kernels for every chip: registers, memory, modelled floor"
 	@echo "make clean   remove .venv and what was built"
 	@echo "PYTHON=... chooses the interpreter, DATA=... the folder of data, RUNS=... the folder of results"
 
@@ -52,6 +54,14 @@ demo: $(READY)
 	$(BIN)/dendrite-lab run prototype_10 --out $(RUNS) --resume
 	$(BIN)/python bench/step.py --segments 10 --no-memory
 	$(BIN)/dendrite-lab report --out $(RUNS)
+
+# On a machine with a GPU: the Python, torch and Triton that are there, no .venv, no network.
+OUT ?= runs/gpu
+gpu-check:
+	$(PYTHON) bench/gpu_check.py --out $(OUT) --data $(DATA)
+
+kernel-report: $(READY)
+	$(BIN)/python bench/kernel_report.py
 
 bench: $(READY)
 	@mkdir -p $(RUNS)

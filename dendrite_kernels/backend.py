@@ -16,11 +16,16 @@ import torch
 
 from .backends import cpu as _cpu_backend
 from .backends import reference as _reference_backend
+from .backends import triton as _triton_backend
 
-BACKENDS: dict[str, ModuleType] = {"cpu": _cpu_backend, "reference": _reference_backend}
+BACKENDS: dict[str, ModuleType] = {
+    "cpu": _cpu_backend,
+    "triton": _triton_backend,
+    "reference": _reference_backend,
+}
 
 # Fastest first; whatever is not listed runs on the reference.
-DEVICE_ORDER = {"cpu": ("cpu", "reference")}
+DEVICE_ORDER = {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")}
 
 _override: ContextVar[str | None] = ContextVar("dendrite_backend", default=None)
 
@@ -31,7 +36,7 @@ class BackendUnavailable(RuntimeError):
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Runs the ops called inside on the named backend: "cpu" or "reference".
+    """Runs the ops called inside on the named backend: "cpu", "triton" or "reference".
 
     A backward pass takes the backend in force when it runs, not the one of its forward pass.
     """

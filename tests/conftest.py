@@ -1,7 +1,13 @@
 """Fixtures: backends and instruction sets to run on, NaN-poisoned allocations, and a warm torch."""
 
+import os
+
 import pytest
 import torch
+
+# Triton's kernels run in its interpreter where there is no GPU; it looks once, when they are defined.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import dendrite_kernels as dk
 from dendrite_kernels.backends import cpu

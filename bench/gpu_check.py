@@ -1,0 +1,118 @@
+"""All that has to be settled on a machine with a GPU, in one command: make gpu-check OUT=folder DATA=folder.
+
+Uses the Python, torch and Triton that are there, and no network. The stages run in order of worth; each one's result is
+a line in OUT/gpu_check.jsonl as soon as it is known (what a stage printed lies beside it), so that a check that is cut
+short keeps what it has. What is absent is reported as not run. Exits with 1 where a stage failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+STEP = "bench/step.py --device cuda --json"
+SHORT_LIST = "'(test_segment_gate or test_winners) and float32'"
+
+# name: (what must be there, the most seconds, the command)
+STAGES = {
+    "report": ((), 60, "-m dendrite_kernels"),
+    "quick step": ((), 120, f"{STEP} --segments 10 --steps 60 --slow-steps 3 --rounds 1"),
+    "tests on the GPU": (("pytest",), 240, "-m pytest -m gpu tests/test_gpu.py --maxfail=30"),
+    "compute-sanitizer": (
+        ("pytest", "compute-sanitizer"),
+        150,
+        f"-m pytest tests/test_gpu.py -x -k {SHORT_LIST}",
+    ),
+    "step, S = 10": ((), 90, f"{STEP} --segments 10 --steps 300 --rounds 1"),
+    "step, S = 100": ((), 150, f"{STEP} --segments 100 --steps 300 --rounds 1"),
+    "step, B = 1024": ((), 120, f"{STEP} --segments 10 --batch 1024 --steps 120 --rounds 1"),
+}
+
+
+def missing(needs: tuple[str, ...]) -> str | None:
+    for need in needs:
+        found = shutil.which(need) if need == "compute-sanitizer" else importable(need)
+        if not found:
+            return need
+    return None
+
+
+def importable(name: str) -> bool:
+    return subprocess.run([sys.executable, "-c", f"import {name}"], capture_output=True).returncode == 0
+
+
+def run_stage(name: str, limit: float, out: Path, environment: dict) -> dict:
+    needs, seconds, words = STAGES[name]
+    absent = missing(needs)
+    if absent:
+        return {"stage": name, "result": "not run", "why": f"{absent} is not there"}
+    if limit < 5:
+        return {"stage": name, "result": "not run", "why": "no time left"}
+    command = [sys.executable, *shlex.split(words)]
+    if "compute-sanitizer" in needs:
+        command = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "3", *command]
+    begin, log = time.perf_counter(), out / (name.replace(" ", "_").replace(",", "").replace("=", "") + ".txt")
+    with log.open("w") as file:
+        try:
+            code = subprocess.run(
+                command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, timeout=min(seconds, limit)
+            ).returncode
+        except subprocess.TimeoutExpired:
+            code = None
+    text = log.read_text(errors="replace").splitlines()
+    row = {"stage": name, "result": {0: "passed", None: "cut short"}.get(code, "failed"), "code": code}
+    row["seconds"] = round(time.perf_counter() - begin, 1)
+    row["rows"] = [json.loads(line) for line in text if line.startswith("{")]
+    row["end"] = text[-12:]
+    return row
+
+
+def device() -> dict:
+    if not torch.cuda.is_available():
+        return {"device": None}
+    properties = torch.cuda.get_device_properties(0)
+    return {"device": properties.name, "memory_gib": round(properties.total_memory / 2**30, 1)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--data", type=Path, help="folder that holds mnist/ (default: $DENDRITE_DATA)")
+    parser.add_argument("--minutes", type=float, default=9, help="most time in all (default: 9)")
+    parser.add_argument("--stages", nargs="+", choices=list(STAGES), default=list(STAGES), metavar="STAGE")
+    parser.add_argument("--list", action="store_true", help="name the stages and what they run")
+    args = parser.parse_args()
+    if args.list:
+        for name, (_, seconds, words) in STAGES.items():
+            print(f"{name} (at most {seconds} s): python {words}")
+        return
+    if not torch.cuda.is_available():
+        parser.error("no CUDA GPU here; nothing was checked")
+    args.out.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'python'}"}
+    if args.data:
+        environment["DENDRITE_DATA"] = str(args.data.resolve())
+    end, failed = time.perf_counter() + 60 * args.minutes, []
+    with (args.out / "gpu_check.jsonl").open("w") as file:
+        for name in args.stages:
+            row = {**run_stage(name, end - time.perf_counter(), args.out, environment), **device()}
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            print(f"{name}: {row['result']} {row.get('why', '')} {row.get('seconds', '')}", flush=True)
+            failed += [name] if row["result"] in ("failed", "cut short") else []
+    print("all passed" if not failed else f"fell short: {', '.join(failed)}")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,260 @@
+"""Compiles every Triton kernel ahead of time for every chip, and prints what it takes there; no GPU is needed.
+
+Each launcher is run on CPU tensors with its kernels recorded instead of started, so that what is compiled are the very
+launches that a GPU would see. Exits with 1 where a kernel spills registers to local memory, takes more shared memory
+than the chip has, or reads its rows by less than 16 bytes where it is meant to.
+
+The floor is modelled: the bytes of a launch's tensors over the chip's memory bandwidth. It was not measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import triton
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+from dendrite_kernels.backends.triton import ksparse, launchers, segments, settings, winners
+
+MODULES = (segments, winners, ksparse)
+
+# chip: (an example, GB/s of its memory, shared memory a block may have in KiB)
+CHIPS = {
+    80: ("A100", 1555, 163),
+    86: ("RTX 3090", 936, 99),
+    89: ("RTX 4090", 1008, 99),
+    90: ("H100", 3350, 227),
+    100: ("B200", 8000, 227),
+    120: ("RTX 5090", 1792, 99),
+}
+
+TYPES = {
+    torch.float32: "fp32",
+    torch.float64: "fp64",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.int32: "i32",
+    torch.int64: "i64",
+    torch.int8: "i8",
+}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel as it was called."""
+
+    kernel: JITFunction
+    args: tuple
+    options: dict
+    case: str
+
+    @property
+    def name(self) -> str:
+        return self.kernel.fn.__name__
+
+    def values(self) -> dict:
+        named = dict(zip(self.kernel.arg_names, self.args, strict=False))
+        return {**named, **{key: value for key, value in self.options.items() if key in self.kernel.arg_names}}
+
+    def bytes(self) -> int:
+        tensors = {t.data_ptr(): t for t in self.values().values() if isinstance(t, torch.Tensor)}
+        return sum(t.numel() * t.element_size() for t in tensors.values())
+
+    def source(self) -> ASTSource:
+        """Signature and specialisation as a call would give them."""
+        constants = {p.name for p in self.kernel.params if p.is_constexpr}
+        signature, fixed, attributes = {}, {}, {}
+        for place, (name, value) in enumerate(self.values().items()):
+            if name in constants or (isinstance(value, int) and value == 1):
+                signature[name], fixed[name] = "constexpr", value
+                continue
+            signature[name] = f"*{TYPES[value.dtype]}" if isinstance(value, torch.Tensor) else "i32"
+            if isinstance(value, torch.Tensor) or value % 16 == 0:
+                attributes[(place,)] = [["tt.divisibility", 16]]
+        return ASTSource(fn=self.kernel, signature=signature, constexprs=fixed, attrs=attributes)
+
+
+@contextmanager
+def recorded(case: str, launches: list[Launch]):
+    """Kernels called inside are noted, not run."""
+
+    class Recorder:
+        def __init__(self, kernel):
+            self.kernel = kernel
+
+        def __getitem__(self, grid):
+            return lambda *args, **options: launches.append(Launch(self.kernel, args, options, case))
+
+    kernels = [(m, name, f) for m in MODULES for name, f in vars(m).items() if isinstance(f, JITFunction)]
+    for module, name, kernel in kernels:
+        setattr(module, name, Recorder(kernel))
+    try:
+        yield
+    finally:
+        for module, name, kernel in kernels:
+            setattr(module, name, kernel)
+
+
+def all_launches() -> list[Launch]:
+    """Every kernel as its launcher starts it: each dtype, the usual sizes and the largest, each option."""
+    launches: list[Launch] = []
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        short = TYPES[dtype]
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        for contexts, per_unit in ((1, 10), (10, 10), (64, 100)):
+            with recorded(f"{short} G={contexts} S={per_unit}", launches):
+                _gates(contexts, 32, per_unit, 784, dtype, wide)
+        for batch, units in ((256, 2048), (8, settings.LONGEST_ROW)):
+            with recorded(f"{short} B={batch} O={units}", launches):
+                _winners(batch, units, dtype, wide)
+        with recorded(f"{short} B=8", launches):
+            _products(8, 2048, 2048, dtype)
+    return launches
+
+
+def _gates(contexts, units, per_unit, width, dtype, wide):
+    context, weights = torch.zeros(contexts, width, dtype=dtype), torch.zeros(units, per_unit, width, dtype=dtype)
+    bias = torch.zeros(units, per_unit, dtype=dtype)
+    gate, winner = torch.zeros(contexts, units, dtype=wide), torch.zeros(contexts, units, dtype=torch.int32)
+    launchers.segment_gate((gate, winner), context, weights, bias, "abs_max", "sigmoid")
+    grads = tuple(torch.zeros_like(t) for t in (context, weights, bias))
+    launchers.segment_gate_backward(grads, gate, context, weights, gate, winner, "sigmoid")
+
+
+def _winners(batch, units, dtype, wide):
+    k = units // 20
+    y, bias = torch.zeros(batch, units, dtype=dtype), torch.zeros(units, dtype=dtype)
+    boost, kept = torch.zeros(units, dtype=wide), torch.zeros(batch, units, dtype=torch.bool)
+    index = torch.zeros(batch, dtype=torch.int32)
+    shape, one, many = (batch, k), torch.zeros(1, units, dtype=wide), torch.zeros(10, units, dtype=wide)
+    sparse = (torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=torch.int32), torch.zeros(shape, dtype=wide))
+    launchers.gated_kwinners_sparse(sparse, y, one, bias, None, k, "mul", None, False)
+    launchers.gated_kwinners((torch.zeros_like(y), kept), y, many, bias, index, k, "add", boost, True, "keep")
+    for gate, at in ((one, None), (many, index)):
+        grads = tuple(torch.zeros_like(t) for t in (y, gate, bias))
+        launchers.gated_kwinners_backward(grads, y, kept, y, gate, bias, at, "mul")
+
+
+def _products(batch, inputs, units, dtype):
+    k = inputs // 20
+    values, indices = torch.zeros(batch, k, dtype=dtype), torch.zeros(batch, k, dtype=torch.int32)
+    for weight in (torch.zeros(units, inputs, dtype=dtype), torch.zeros(inputs, units, dtype=dtype).T):
+        launchers.sparse_linear(torch.zeros(batch, units, dtype=dtype), values, indices, weight, None)
+
+
+def resources(cubin: bytes) -> dict[str, int]:
+    """Registers a thread, and bytes of shared and local memory, as cuobjdump reads them."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [tool if tool.exists() else "cuobjdump", "--dump-resource-usage", file.name]
+        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found = {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", text)}
+    return {"registers": found["REG"], "shared": found["SHARED"], "local": found["LOCAL"] + found["STACK"]}
+
+
+def compiled(launch: Launch, chip: int) -> dict:
+    options = {key: value for key, value in launch.options.items() if key in ("num_warps", "num_stages")}
+    binary = triton.compile(launch.source(), target=GPUTarget("cuda", chip, 32), options=options)
+    used = resources(binary.asm["cubin"])
+    used["shared"] = max(used["shared"], binary.metadata.shared)
+    example, bandwidth, limit = CHIPS[chip]
+    wide_loads = bool(re.search(r"ld\.global[^;]*\.v(4\.b32|2\.b64|4\.u32|4\.f32)", binary.asm["ptx"]))
+    problems = []
+    if used["local"]:
+        problems.append(f"{used['local']} bytes of local memory")
+    if used["shared"] > 1024 * limit:
+        problems.append(f"{used['shared']} bytes of shared memory, more than {limit} KiB")
+    if meant_wide(launch) and not wide_loads:
+        problems.append("no 16-byte loads")
+    return {
+        "kernel": launch.name,
+        "case": launch.case,
+        "chip": f"sm_{chip}",
+        "example": example,
+        **used,
+        "wide_loads": wide_loads,
+        "modelled_floor_us": launch.bytes() / bandwidth / 1e3,
+        "problems": problems,
+    }
+
+
+def meant_wide(launch: Launch) -> bool:
+    """Whether rows are long enough, and of a size, that their loads must be of 16 bytes."""
+    values = launch.values()
+    if launch.name == "rows":
+        return values["O"] % 16 == 0 and values["BLOCK"] // (32 * launch.options["num_warps"]) >= 8
+    return False
+
+
+def distinct(launches: list[Launch]) -> list[Launch]:
+    """Without those that compile to the same: the first of each."""
+    seen = {}
+    for launch in launches:
+        source = launch.source()
+        key = (launch.name, str(source.signature), str(source.constants), str(source.attrs), str(launch.options))
+        seen.setdefault(key, launch)
+    return list(seen.values())
+
+
+def compile_all(work: list[tuple[Launch, int]]) -> Iterator[list[dict]]:
+    """The rows of all the work, in as many processes as there are processors. They only compile: forked, they need no
+    thread of torch's, and take over the launches, which can't be pickled.
+    """
+    size = 8
+    _compile.work = work
+    with multiprocessing.get_context("fork").Pool() as pool:
+        parts = pool.imap(_compile, [slice(i, i + size) for i in range(0, len(work), size)])
+        yield from track(parts, "compiling", total=-(-len(work) // size), console=Console(stderr=True))
+
+
+def _compile(part: slice) -> list[dict]:
+    return [compiled(launch, chip) for launch, chip in _compile.work[part]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--chips", type=int, nargs="+", default=list(CHIPS), choices=list(CHIPS), metavar="CC")
+    parser.add_argument("--json", action="store_true", help="print JSON lines rather than a table")
+    args = parser.parse_args()
+    work = [(launch, chip) for launch in distinct(all_launches()) for chip in args.chips]
+    rows = [row for part in compile_all(work) for row in part]
+    if args.json:
+        print("\n".join(json.dumps(row) for row in rows))
+    else:
+        table = Table("kernel", "case", "chip", "registers", "shared", "local", "16-byte loads", "modelled floor, us")
+        for row in rows:
+            cells = (
+                row["registers"],
+                row["shared"],
+                row["local"],
+                row["wide_loads"],
+                f"{row['modelled_floor_us']:.2f}",
+            )
+            table.add_row(row["kernel"], row["case"], row["chip"], *map(str, cells))
+        Console(width=120).print(table)
+    wrong = [row for row in rows if row["problems"]]
+    for row in wrong:
+        print(f"{row['kernel']} ({row['case']}) on {row['chip']}: {', '.join(row['problems'])}", file=sys.stderr)
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""Launchers: functions of the ops' names that fill what ops/ allocated. They never wait for the device.
+
+Large matrix products are torch's (and obey its TF32 switch); what they need is combined with kernels here.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ... import reference as ref
+from ...reference import check_range, compute_dtype
+from .. import reference as plain
+from . import ksparse, segments, settings, winners
+from .numbers import TYPES
+
+known_gate = plain.known_gate
+ksparse_to_dense, ksparse_gather, outer = plain.ksparse_to_dense, plain.ksparse_gather, plain.outer
+rezero_, update_duty_cycle_ = plain.rezero_, plain.update_duty_cycle_
+
+
+def _contiguous(*tensors):
+    return [None if t is None else t.contiguous() for t in tensors]
+
+
+def _fill(outputs, results) -> None:
+    for out, result in zip(outputs, results, strict=True):
+        if out is not None and out is not result:
+            out.copy_(result)
+
+
+def _ready(out: Tensor | None, dtype: torch.dtype | None = None) -> Tensor | None:
+    """The output where a kernel can write it, else a stand-in."""
+    if out is None or (out.is_contiguous() and dtype in (None, out.dtype)):
+        return out
+    return torch.empty(out.shape, dtype=dtype or out.dtype, device=out.device)
+
+
+# ---- segments -------------------------------------------------------------------------------------------------------
+
+
+def segment_gate(out, context, weights, bias, select, activation):
+    (gate, winner), wide = (_ready(t) for t in out), compute_dtype(weights.dtype)
+    (contexts, width), (units, per_unit, _) = context.shape, weights.shape
+    if not contexts or not units:
+        return
+    many = contexts > 1 and wide == torch.float32
+    how = settings.segments(contexts, width, weights.dtype, many)
+    grid = (-(-units // how.block_units), -(-contexts // how.block_contexts))
+    flags = {"ABS": select == "abs_max", "SIGMOID": activation == "sigmoid", "BIAS": bias is not None}
+    blocks = {"BLOCK_O": how.block_units, "BLOCK_C": how.block_width, "num_warps": how.warps}
+    context, weights, bias = _contiguous(context, weights, bias)
+    tensors = (context, weights, weights if bias is None else bias, gate, winner)
+    if many:
+        segments.many_contexts[grid](
+            *tensors, contexts, units, S=per_unit, C=width, **flags, **blocks, BLOCK_G=how.block_contexts
+        )
+    else:
+        segments.one_context[grid](*tensors, units, S=per_unit, C=width, **flags, **blocks, WIDE=TYPES[wide])
+    _fill(out, (gate, winner))
+
+
+def segment_gate_backward(out, grad_gate, context, weights, gate, winner, activation):
+    grad_context, grad_segments, grad_bias = out
+    (contexts, width), (units, per_unit, _) = context.shape, weights.shape
+    wide = compute_dtype(weights.dtype)
+    grad = (grad_gate * gate * (1 - gate) if activation == "sigmoid" else grad_gate).contiguous()
+    winner, block = winner.contiguous(), min(1024, settings.power_of_2(max(16, width)))
+    blocks = -(-width // block)
+    to_segments, to_bias = (_ready(t, wide) for t in (grad_segments, grad_bias))
+    for t in (to_segments, to_bias):
+        if t is not None:
+            t.zero_()
+    if (to_segments is not None or to_bias is not None) and units:
+        some = to_segments if to_segments is not None else to_bias
+        segments.segments_gradient[(units, max(1, blocks))](
+            grad, winner, context.to(wide).contiguous(), some, some if to_bias is None else to_bias, contexts, units,
+            S=per_unit, C=width, WANT_SEGMENTS=to_segments is not None, WANT_BIAS=to_bias is not None, BLOCK_C=block,
+        )  # fmt: skip
+    to_context = _ready(grad_context)
+    if to_context is not None and contexts and blocks:
+        segments.context_gradient[(contexts, blocks)](
+            grad, winner, weights.contiguous(), to_context, units,
+            S=per_unit, C=width, WIDE=TYPES[wide], BLOCK_O=4, BLOCK_C=block,
+        )  # fmt: skip
+    _fill(out, (to_context, to_segments, to_bias))
+
+
+# ---- gate and k winners ---------------------------------------------------------------------------------------------
+
+
+def _gate_kind(gate, context_index, batch: int) -> int:
+    if gate is None:
+        return winners.NO_GATE
+    if context_index is not None:
+        return winners.GATE_BY_INDEX
+    return winners.ONE_GATE if len(gate) == 1 else winners.GATE_EACH
+
+
+def _winners(y, gate, bias, context_index, k, combine, boost, relu, keep_ties, z, kept, values, pre, indices):
+    check_range(context_index, 0 if gate is None else len(gate), "context_index")
+    (batch, units), wide = y.shape, compute_dtype(y.dtype)
+    if not batch or not units:
+        return
+    kind, how = _gate_kind(gate, context_index, batch), settings.rows(units)
+    y, gate, bias, boost, context_index = _contiguous(y, gate, bias, boost, context_index)
+    # an absent tensor's place is taken by y; its flag keeps the kernel from reading it
+    tensors = (y if t is None else t for t in (y, gate, bias, boost, context_index, z, kept, values, pre, indices))
+    winners.rows[(batch,)](
+        *tensors, units, min(k, units), GATE=kind, BIAS=bias is not None, ADD=combine == "add", BOOST=boost is not None,
+        RELU=relu, KEEP_TIES=keep_ties, SPARSE=values is not None, WIDE=TYPES[wide], BLOCK=how.block,
+        num_warps=how.warps,
+    )  # fmt: skip
+
+
+def gated_kwinners(out, y, gate, bias, context_index, k, combine, boost, relu, ties):
+    if y.shape[1] > settings.LONGEST_ROW:
+        plain.gated_kwinners(out, y, gate, bias, context_index, k, combine, boost, relu, ties)
+        return
+    z, kept = (_ready(t) for t in out)
+    if k == 0:
+        z.zero_(), kept.zero_()
+    else:
+        args = (y, gate, bias, context_index, k, combine, boost, relu, ties == "keep")
+        _winners(*args, z, kept.view(torch.int8), None, None, None)
+    _fill(out, (z, kept))
+
+
+def gated_kwinners_sparse(out, y, gate, bias, context_index, k, combine, boost, relu):
+    if y.shape[1] > settings.LONGEST_ROW:
+        plain.gated_kwinners_sparse(out, y, gate, bias, context_index, k, combine, boost, relu)
+        return
+    values, indices, pre = (_ready(t) for t in out)
+    if k:
+        args = (y, gate, bias, context_index, k, combine, boost, relu, False)
+        _winners(*args, None, None, values, pre, indices)
+    _fill(out, (values, indices, pre))
+
+
+def gated_kwinners_backward(out, grad_z, kept, y, gate, bias, context_index, combine):
+    (batch, units), wide = y.shape, compute_dtype(y.dtype)
+    grad_y, _, grad_bias = out
+    contexts, how = 1 if gate is None else len(gate), settings.columns(batch, units)
+    device = y.device
+    to_y = _ready(grad_y)
+    to_gate, by_context = (torch.empty(contexts, units, dtype=wide, device=device) for _ in range(2))
+    kind = _gate_kind(gate, context_index, batch)
+    grad_z, kept, y, gate, bias, context_index = _contiguous(grad_z, kept, y, gate, bias, context_index)
+    tensors = (grad_z, kept.view(torch.int8), y, *(y if t is None else t for t in (gate, bias, context_index, to_y)))
+    if units and contexts:
+        winners.columns[(-(-units // how.block_units), contexts)](
+            *tensors, to_gate, by_context, batch, units, GATE=kind, BIAS=bias is not None, ADD=combine == "add",
+            WANT_Y=grad_y is not None, WIDE=TYPES[wide], BLOCK_B=how.block_batch, BLOCK_O=how.block_units,
+            num_warps=how.warps,
+        )  # fmt: skip
+    _fill(out, (to_y, to_gate, by_context.sum(0) if grad_bias is not None else None))
+
+
+def gated_kwinners_sparse_backward(out, grad_values, values, indices, pre, gate, context_index, units, combine, relu):
+    plain.gated_kwinners_sparse_backward(
+        out, grad_values, values, indices, pre, gate, context_index, units, combine, relu
+    )
+
+
+# ---- linear layers --------------------------------------------------------------------------------------------------
+
+
+def _product(values, indices, weight, bias) -> Tensor:
+    """x W^T + bias for k-sparse x: a few rows gather, many are written out for torch's product."""
+    batch, wide = len(values), compute_dtype(values.dtype)
+    if batch > settings.MOST_GATHERED_ROWS:
+        dense = ref.ksparse_to_dense(values.to(wide), indices, weight.shape[1])
+        y = ref.linear(dense, weight.to(wide), None if bias is None else bias.to(wide))
+        return y.to(values.dtype)
+    y, block = values.new_empty(batch, len(weight)), 256
+    if y.numel():
+        values, indices, bias = _contiguous(values, indices, bias)
+        ksparse.gather_product[(batch, -(-len(weight) // block))](
+            values, indices, weight, values if bias is None else bias, y, len(weight), values.shape[1],
+            *weight.stride(), BIAS=bias is not None, WIDE=TYPES[wide], BLOCK=block,
+        )  # fmt: skip
+    return y
+
+
+def sparse_linear(out, values, indices, weight, bias):
+    check_range(indices, weight.shape[1], "indices")
+    out.copy_(_product(values, indices, weight, bias))
+
+
+sparse_linear_backward = plain.sparse_linear_backward
+
+
+def linear_kwinners(out, x, x_indices, weight, bias, gate, context_index, k, combine, boost, relu):
+    if x_indices is None:
+        y = ref.linear(x, weight)
+    else:
+        check_range(x_indices, weight.shape[1], "indices")
+        y = _product(x, x_indices, weight, None)
+    gated_kwinners_sparse(out, y, gate, bias, context_index, k, combine, boost, relu)
+
+
+linear_kwinners_backward = plain.linear_kwinners_backward

@@ -1,0 +1,163 @@
+"""The ops on a CUDA GPU against the oracle on the CPU; without a GPU nothing here runs, and Triton is interpreted."""
+
+import pytest
+import torch
+
+import dendrite_kernels as dk
+from dendrite_kernels import backend
+from dendrite_kernels import reference as ref
+from dendrite_kernels.nn import DendriticMLP
+from dendrite_kernels.reference import compute_dtype
+from dendrite_kernels.testing import DTYPES, assert_close, assert_same_bits, small_integers, special_rows
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")]
+
+
+WIDTHS = [(1, 1), (5, 2), (100, 5), (257, 128), (2048, 102), (2049, 1), (8192, 400), (20000, 9)]
+
+
+def cuda(*values):
+    return [v.cuda() if isinstance(v, torch.Tensor) else v for v in values]
+
+
+@pytest.fixture(autouse=True)
+def on_triton():
+    assert backend.choose(torch.device("cuda")).__name__.endswith("triton"), backend.explain(torch.device("cuda"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 33, 10, 784), (10, 40, 10, 784), (67, 5, 3, 100), (2, 9, 4, 33), (1, 1, 1, 1)])
+def test_segment_gate(dtype, shape):
+    contexts, units, per_unit, width = shape
+    context = small_integers(contexts, width, dtype=dtype, high=2)
+    segments = small_integers(units, per_unit, width, dtype=dtype, high=2)
+    bias = small_integers(units, per_unit, dtype=dtype)
+    for select in ("abs_max", "max"):
+        gate, winner = dk.segment_gate(*cuda(context, segments, bias), select=select, activation="none")
+        want_gate, want_winner = ref.segment_gate(context, segments, bias, select, "none")
+        assert_same_bits(winner.cpu(), want_winner)
+        assert_same_bits(gate.cpu() + 0.0, want_gate + 0.0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("contexts", [1, 3, 20])
+def test_segment_gate_gradients(dtype, contexts):
+    leaves = [torch.randn(*shape).to(dtype) for shape in ((contexts, 50), (30, 7, 50), (30, 7))]
+    mine = [t.cuda().requires_grad_() for t in leaves]
+    gate, winner = dk.segment_gate(*mine)
+    grad = torch.randn(contexts, 30, dtype=gate.dtype)
+    got = torch.autograd.grad(gate, mine, grad.cuda())
+    wide = [t.to(compute_dtype(dtype)) for t in leaves]
+    want = ref.segment_gate_backward(grad, *wide[:2], gate.cpu(), winner.cpu(), "sigmoid", (True, True, True))
+    for a, b in zip(got, want, strict=True):
+        assert_close(a.cpu(), b, terms=200, dtype=dtype)
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_tf32_never_chooses_winners(allowed):
+    context, segments = torch.randn(30, 784), torch.randn(200, 10, 784)
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    try:
+        gate, _ = dk.segment_gate(*cuda(context, segments), activation="none")
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+    want = ref.segment_activations(context.double(), segments.double()).abs().amax(2)
+    assert_close(gate.abs().cpu(), want, terms=784)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "units, k", [(1, 1), (5, 2), (100, 5), (257, 128), (2048, 102), (2049, 1), (8192, 400), (20000, 9)]
+)
+def test_winners(dtype, units, k):
+    wide = compute_dtype(dtype)
+    y, bias, index = torch.randn(7, units).to(dtype), torch.randn(units).to(dtype), torch.randint(0, 3, (7,))
+    for gate, at in ((None, None), (torch.rand(1, units, dtype=wide), None), (torch.rand(7, units, dtype=wide), None),
+                     (torch.rand(3, units, dtype=wide), index)):  # fmt: skip
+        for options in ({}, {"combine": "add", "relu": True}, {"boost": torch.rand(units, dtype=wide)}):
+            want = ref.gated_kwinners_sparse(y, gate, bias, at, k, **options)
+            moved = {key: cuda(value)[0] for key, value in options.items()}
+            got = dk.gated_kwinners_sparse(*cuda(y, gate, bias, at), k, **moved)
+            assert_same_bits(got.indices.cpu(), want[1])
+            assert_same_bits(got.values.cpu(), want[0])
+            dense = dk.gated_kwinners(*cuda(y, gate, bias, at), k, ties="keep", **moved)
+            assert_same_bits(dense.cpu(), ref.gated_kwinners(y, gate, bias, at, k, ties="keep", **options)[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_special_rows(dtype):
+    rows = special_rows(301, dtype)
+    for k in (0, 1, 7, 150, 300, 301, 400):
+        for ties in ("lowest", "keep"):
+            got = dk.gated_kwinners(rows.cuda(), None, None, None, k, ties=ties)
+            assert_same_bits(got.cpu(), ref.gated_kwinners(rows, k=k, ties=ties)[0])
+
+
+def network(dtype, device="cpu", **options):
+    torch.manual_seed(0)
+    return DendriticMLP(90, (200, 170), 10, 4, 60, weight_sparsity=0.5, percent_on=0.1, **options).to(device, dtype)
+
+
+def loss_and_gradients(model, x, labels, context, index):
+    loss = torch.nn.functional.cross_entropy(model(x, context, index), labels)
+    return [loss, *torch.autograd.grad(loss, list(model.parameters()))]
+
+
+@pytest.mark.parametrize("batch", [3, 40])
+@pytest.mark.parametrize("groups", ["one", "index"])
+def test_a_network_as_on_the_cpu(batch, groups):
+    x, labels = torch.randn(batch, 90).double(), torch.randint(0, 10, (batch,))
+    context = torch.randn(1 if groups == "one" else 4, 60).double()
+    index = None if groups == "one" else torch.randint(0, 4, (batch,))
+    want = loss_and_gradients(network(torch.float64), x, labels, context, index)
+    got = loss_and_gradients(network(torch.float64, "cuda"), *cuda(x, labels, context, index))
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a.cpu(), b, rtol=0, atol=1e-10)
+
+
+def test_the_same_bits_twice():
+    model, batch = (
+        network(torch.float32, "cuda"),
+        cuda(torch.randn(64, 90), torch.randint(0, 10, (64,)), torch.randn(4, 60)),
+    )
+    index = torch.randint(0, 4, (64,), device="cuda")
+    first, second = (loss_and_gradients(model, *batch, index) for _ in range(2))
+    for a, b in zip(first, second, strict=True):
+        assert_same_bits(a, b)
+
+
+def test_a_step_in_a_cuda_graph():
+    """No host synchronisation anywhere: forward, backward and torch's capturable Adam are captured and replayed."""
+    models = [network(torch.float32, "cuda", boost_strength=0.0).eval() for _ in range(2)]
+    x, labels, context = cuda(torch.randn(64, 90), torch.randint(0, 10, (64,)), torch.randn(1, 60))
+    optimizers = [torch.optim.Adam(m.parameters(), lr=1e-3, capturable=True) for m in models]
+
+    def step(model, optimizer):
+        optimizer.zero_grad(set_to_none=False)
+        torch.nn.functional.cross_entropy(model(x, context), labels).backward()
+        optimizer.step()
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step(models[0], optimizers[0])
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step(models[0], optimizers[0])
+    for _ in range(2):
+        graph.replay()
+    for _ in range(5):
+        step(models[1], optimizers[1])
+    for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert_close(a, b, terms=200)
+
+
+def test_gradcheck_on_the_gpu():
+    y, gate, bias = torch.randn(6, 9), torch.rand(2, 9), torch.randn(9)
+    leaves = [t.double().cuda().requires_grad_() for t in (y, gate, bias)]
+    index = torch.tensor([0, 1, 1, 0, 1, 0], device="cuda")
+    assert torch.autograd.gradcheck(lambda *args: dk.gated_kwinners(*args, index, 3), leaves)
+    assert torch.autograd.gradcheck(lambda *args: dk.gated_kwinners_sparse(*args, index, 3).values, leaves)
