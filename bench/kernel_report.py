@@ -171,7 +171,7 @@ def resources(cubin: bytes) -> dict[str, int]:
 
 
 def compiled(launch: Launch, chip: int) -> dict:
-    options = {key: value for key, value in launch.options.items() if key in ("num_warps", "num_stages")}
+    options = {key: value for key, value in launch.options.items() if key in ("num_warps", "num_stages", "maxnreg")}
     binary = triton.compile(launch.source(), target=GPUTarget("cuda", chip, 32), options=options)
     used = resources(binary.asm["cubin"])
     used["shared"] = max(used["shared"], binary.metadata.shared)
@@ -200,7 +200,7 @@ def meant_wide(launch: Launch) -> bool:
     """Whether rows are long enough, and of a size, that their loads must be of 16 bytes."""
     values = launch.values()
     if launch.name == "rows":
-        return values["O"] % 16 == 0 and values["BLOCK"] // (32 * launch.options["num_warps"]) >= 8
+        return values["O"] % 16 == 0 and values["BLOCK"] // (32 * launch.options["num_warps"]) >= 4
     return False
 
 

@@ -109,7 +109,7 @@ def _winners(y, gate, bias, context_index, k, combine, boost, relu, keep_ties, z
     winners.rows[(batch,)](
         *tensors, units, min(k, units), GATE=kind, BIAS=bias is not None, ADD=combine == "add", BOOST=boost is not None,
         RELU=relu, KEEP_TIES=keep_ties, SPARSE=values is not None, WIDE=TYPES[wide], BLOCK=how.block,
-        num_warps=how.warps,
+        num_warps=how.warps, maxnreg=how.registers,
     )  # fmt: skip
 
 

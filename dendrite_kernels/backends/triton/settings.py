@@ -14,10 +14,11 @@ def power_of_2(n: int) -> int:
 
 @dataclass(frozen=True)
 class Rows:
-    """A program holds a whole row in registers."""
+    """A program holds a whole row in registers. Without a limit ptxas spills one or two to use fewer than there are."""
 
     block: int
     warps: int
+    registers: int = 128
 
 
 # What a program holds without spilling, for any dtype and chip.
@@ -53,8 +54,8 @@ class Segments:
 def segments(contexts: int, width: int, dtype: torch.dtype, many: bool) -> Segments:
     padded = power_of_2(max(16, width))
     if not many:
-        return Segments(4, min(128 if dtype == torch.float64 else 256, padded), 1, 4)
-    block = min(64, power_of_2(max(16, contexts)))
+        return Segments(4, min(256 if dtype == torch.float32 else 128, padded), 1, 4)
+    block = min(32, power_of_2(max(16, contexts)))
     return Segments(16, min(32, padded), block, 4)
 
 
