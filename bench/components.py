@@ -20,14 +20,12 @@ from dendrite_lab.permuted import PermutedMNIST
 from dendrite_lab.results import provenance
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from workload import Ours, load_data
 
 from dendrite_kernels.backends import cpu
 from dendrite_kernels.backends.cpu import products
 from dendrite_kernels.optim.moments import MOVING
 
-RESULTS = Path(__file__).parent / "results"
 console = Console(stderr=True)
 
 
@@ -156,7 +154,7 @@ def measure(segments: int, batch: int, data, steps: int) -> dict:
         # an _outer within another launcher would count twice; there is none: each is called by ops or the optimizer
         for place, (_, seconds, _) in enumerate(events):
             times[place].append(seconds)
-        inputs, begin = ours.next_batch(), None
+        inputs = ours.next_batch()
         begin = time.perf_counter()
         ours.step(inputs)
         plain.append(time.perf_counter() - begin)
@@ -181,21 +179,21 @@ def measure(segments: int, batch: int, data, steps: int) -> dict:
     }
 
 
-def table(row: dict) -> Table:
-    title = (
-        f"S = {row['S']}, B = {row['B']}: a step of {row['step_ms']:.1f} ms on {row['threads']} threads; roofs "
-        f"{row['gflops_roof']:.0f} GFLOP/s and {row['gbytes_roof']:.0f} GB/s"
-    )
-    out = Table("in order", "ms", "MFLOP", "MB", "roof, ms", "of the roof", title=title)
+def table(row: dict) -> str:
+    """In Markdown, calls of one name together."""
+    together: dict[str, dict] = {}
     for c in row["components"]:
-        share = f"{100 * c['floor_ms'] / c['ms']:.0f} %"
-        cells = (c["ms"], c["flop"] / 1e6, c["bytes"] / 1e6, c["floor_ms"])
-        out.add_row(c["name"], *(f"{cell:.2f}" for cell in cells), share)
-    out.add_row("Python, autograd, loss, biases", f"{row['outside_kernels_ms']:.2f}", "", "", "", "")
-    out.add_row(
-        "the kernels' floor", "", "", "", f"{row['floor_ms']:.2f}", f"{100 * row['floor_ms'] / row['step_ms']:.0f} %"
-    )
-    return out
+        mine = together.setdefault(c["name"], {"calls": 0, "ms": 0.0, "flop": 0, "bytes": 0, "floor_ms": 0.0})
+        mine["calls"] += 1
+        for key in ("ms", "flop", "bytes", "floor_ms"):
+            mine[key] += c[key]
+    lines = ["| kernel | calls | ms | MFLOP | MB | roof, ms |", "|---|---|---|---|---|---|"]
+    for name, c in together.items():
+        cells = (f"{c['ms']:.2f}", f"{c['flop'] / 1e6:.0f}", f"{c['bytes'] / 1e6:.1f}", f"{c['floor_ms']:.2f}")
+        lines.append(f"| {name} | {c['calls']} | {' | '.join(cells)} |")
+    lines.append(f"| Python, autograd, loss, biases | | {row['outside_kernels_ms']:.2f} | | | |")
+    lines.append(f"| a step | | {row['step_ms']:.2f} | | | {row['floor_ms']:.2f} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -216,7 +214,8 @@ def main() -> None:
         if args.json:
             print(json.dumps({**row, **provenance()}), flush=True)
         else:
-            Console().print(table(row))
+            roofs_of = f"{row['gflops_roof']:.0f} GFLOP/s and {row['gbytes_roof']:.0f} GB/s"
+            print(f"S = {segments}, B = {args.batch}, {row['threads']} threads; roofs {roofs_of}\n{table(row)}")
 
 
 if __name__ == "__main__":

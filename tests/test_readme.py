@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import components
 import pytest
 import torch
 from dendrite_lab.config import EXPERIMENTS
@@ -33,6 +34,10 @@ def test_the_ops_named_are_there():
 @pytest.mark.parametrize("name", re.findall(r"dendrite-lab run (\S+)", README))
 def test_experiments_named_are_there(name):
     assert name in EXPERIMENTS
+
+
+def test_the_table_of_kernels_comes_from_the_rows():
+    assert components.table(json.loads((RESULTS / "components_cpu.jsonl").read_text())) in README
 
 
 def test_the_table_of_steps_comes_from_the_rows():
