@@ -70,6 +70,15 @@ def test_a_layer_without_grad_takes_the_gates_that_are_kept(reads):
     assert hooked == [True]
 
 
+@pytest.mark.parametrize("context", [[1.0] * 13, torch.randn(3, 13).double(), torch.randn(3, 12), None])
+def test_a_wrong_context_is_named_where_gates_are_kept(context):
+    model, x, index = make_model(), torch.randn(2, 20), torch.tensor([0, 2])
+    with torch.no_grad():
+        model(x, torch.randn(3, 13), index)
+        with pytest.raises((TypeError, ValueError), match="context: expected"):
+            model(x, context, index)
+
+
 def test_plain_tensors_are_not_kept(reads):
     context, weights = torch.randn(5, 12), torch.randn(30, 4, 12)
     dk.segment_gate(context, weights)

@@ -66,7 +66,8 @@ def segment_gate(
 
 def gate_to_read(context, segments, bias, select, activation) -> Tensor:
     """segment_gate's gate for code that will not write to it: without grad, the backend may give what it keeps."""
-    if not torch.is_grad_enabled() and only_autograd_sees((context, segments, bias)):
+    alike = isinstance(context, Tensor) and context.dtype == segments.dtype and context.device == segments.device
+    if alike and not torch.is_grad_enabled() and only_autograd_sees((context, segments, bias)):
         gate = backend.choose(segments.device).known_gate(context, segments, bias, select, activation)
         if gate is not None:
             return gate
