@@ -12,6 +12,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -23,19 +24,21 @@ ROOT = Path(__file__).resolve().parent.parent
 STEP = "bench/step.py --device cuda --json"
 SHORT_LIST = "'(test_segment_gate or test_winners) and float32'"
 
+LAB = ("rich", "numpy")  # what the experiments' data and configurations need
+
 # name: (what must be there, the most seconds, the command)
 STAGES = {
     "report": ((), 60, "-m dendrite_kernels"),
-    "quick step": ((), 120, f"{STEP} --segments 10 --steps 60 --slow-steps 3 --rounds 1"),
+    "quick step": (LAB, 120, f"{STEP} --segments 10 --steps 60 --slow-steps 3 --rounds 1"),
     "tests on the GPU": (("pytest",), 240, "-m pytest -m gpu tests/test_gpu.py --maxfail=30"),
     "compute-sanitizer": (
         ("pytest", "compute-sanitizer"),
         150,
         f"-m pytest tests/test_gpu.py -x -k {SHORT_LIST}",
     ),
-    "step, S = 10": ((), 90, f"{STEP} --segments 10 --steps 300 --rounds 1"),
-    "step, S = 100": ((), 150, f"{STEP} --segments 100 --steps 300 --rounds 1"),
-    "step, B = 1024": ((), 120, f"{STEP} --segments 10 --batch 1024 --steps 120 --rounds 1"),
+    "step, S = 10": (LAB, 90, f"{STEP} --segments 10 --steps 300 --rounds 1"),
+    "step, S = 100": (LAB, 150, f"{STEP} --segments 100 --steps 300 --rounds 1"),
+    "step, B = 1024": (LAB, 120, f"{STEP} --segments 10 --batch 1024 --steps 120 --rounds 1"),
 }
 
 
@@ -63,18 +66,28 @@ def run_stage(name: str, limit: float, out: Path, environment: dict) -> dict:
         command = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "3", *command]
     begin, log = time.perf_counter(), out / (name.replace(" ", "_").replace(",", "").replace("=", "") + ".txt")
     with log.open("w") as file:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
         try:
-            code = subprocess.run(
-                command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, timeout=min(seconds, limit)
-            ).returncode
+            code = process.wait(timeout=min(seconds, limit))
         except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # compute-sanitizer's child too: the next stage needs the GPU
+            process.wait()
             code = None
     text = log.read_text(errors="replace").splitlines()
     row = {"stage": name, "result": {0: "passed", None: "cut short"}.get(code, "failed"), "code": code}
     row["seconds"] = round(time.perf_counter() - begin, 1)
-    row["rows"] = [json.loads(line) for line in text if line.startswith("{")]
+    row["rows"] = [found for line in text if (found := parsed(line)) is not None]
     row["end"] = text[-12:]
     return row
+
+
+def parsed(line: str) -> dict | None:
+    try:
+        return json.loads(line) if line.startswith("{") else None
+    except ValueError:  # cut short, or no row
+        return None
 
 
 def device() -> dict:
@@ -99,7 +112,9 @@ def main() -> None:
     if not torch.cuda.is_available():
         parser.error("no CUDA GPU here; nothing was checked")
     args.out.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'python'}"}
+    # no network: where MNIST is not in the folder, data of its statistics is made at once
+    offline = {"PIP_NO_INDEX": "1", "http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
+    environment = {**os.environ, **offline, "PYTHONPATH": f"{ROOT}:{ROOT / 'python'}"}
     if args.data:
         environment["DENDRITE_DATA"] = str(args.data.resolve())
     end, failed = time.perf_counter() + 60 * args.minutes, []

@@ -43,7 +43,7 @@ class ByIdentity:
         return value
 
     def __iter__(self) -> Iterator[Tensor]:
-        alive = [reference() for reference, _ in self._entries.values()]
+        alive = [reference() for reference, _ in list(self._entries.values())]  # one may die meanwhile
         return iter([tensor for tensor in alive if tensor is not None])
 
     def __len__(self) -> int:

@@ -108,7 +108,9 @@ def _may_keep(segments: Tensor, context: Tensor) -> bool:
 def gates(context: Tensor, segments: Tensor, bias: Tensor | None, *options) -> tuple[Tensor, Tensor] | None:
     """gate and winner [G, O] of these arguments, or None."""
     entry = _gates.get(segments)
-    if entry is None or entry.stamp != (_stamp(segments), _stamp(bias), options):
+    if entry is None or (bias is not None and bias.is_inference()):
+        return None
+    if entry.stamp != (_stamp(segments), _stamp(bias), options):
         return None
     return (entry.gate, entry.winner) if _same(entry.context, context) else None
 
@@ -133,8 +135,9 @@ def of_frozen(weight: Tensor, make: Callable, isa: str):
     if entry is None or entry.made is None or entry.stamp != _stamp(weight, isa):
         return None
     if checking():
-        for kept, fresh in zip(entry.made, make(weight), strict=True):
-            check_same(kept, fresh, "what was made of the weight")
+        fresh = make(weight) or [torch.full_like(kept, torch.nan) for kept in entry.made]
+        for mine, now in zip(entry.made, fresh, strict=True):
+            check_same(mine, now, "what was made of the weight")
     return entry.made
 
 

@@ -155,6 +155,8 @@ def gated_kwinners_sparse(
 
 def sum_by_context(grad_rows: Tensor, gate: Tensor, context_index: Tensor | None) -> Tensor:
     """Adds the rows [B, O] that share a context; [G, O]."""
+    if context_index is not None and gate.is_cuda:  # where index_add_ would add in any order
+        return torch.zeros_like(gate).index_put_((context_index.long(),), grad_rows.to(gate.dtype), accumulate=True)
     if context_index is not None:
         return torch.zeros_like(gate).index_add_(0, context_index.long(), grad_rows.to(gate.dtype))
     return grad_rows.sum_to_size(gate.shape).to(gate.dtype)

@@ -8,6 +8,7 @@ from dendrite_kernels import backend
 from dendrite_kernels import reference as ref
 from dendrite_kernels.nn import DendriticMLP
 from dendrite_kernels.reference import compute_dtype
+from dendrite_kernels.sparsity import rezero_weights
 from dendrite_kernels.testing import DTYPES, assert_close, assert_same_bits, small_integers, special_rows
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")]
@@ -25,7 +26,7 @@ def on_triton():
     assert backend.choose(torch.device("cuda")).__name__.endswith("triton"), backend.explain(torch.device("cuda"))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(1, 33, 10, 784), (10, 40, 10, 784), (67, 5, 3, 100), (2, 9, 4, 33), (1, 1, 1, 1)])
 def test_segment_gate(dtype, shape):
     contexts, units, per_unit, width = shape
@@ -39,7 +40,7 @@ def test_segment_gate(dtype, shape):
         assert_same_bits(gate.cpu() + 0.0, want_gate + 0.0)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("contexts", [1, 3, 20])
 def test_segment_gate_gradients(dtype, contexts):
     leaves = [torch.randn(*shape).to(dtype) for shape in ((contexts, 50), (30, 7, 50), (30, 7))]
@@ -66,7 +67,7 @@ def test_tf32_never_chooses_winners(allowed):
     assert_close(gate.abs().cpu(), want, terms=784)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     "units, k", [(1, 1), (5, 2), (100, 5), (257, 128), (2048, 102), (2049, 1), (8192, 400), (20000, 9)]
 )
@@ -85,7 +86,7 @@ def test_winners(dtype, units, k):
             assert_same_bits(dense.cpu(), ref.gated_kwinners(y, gate, bias, at, k, ties="keep", **options)[0])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_special_rows(dtype):
     rows = special_rows(301, dtype)
     for k in (0, 1, 7, 150, 300, 301, 400):
@@ -151,6 +152,20 @@ def test_a_step_in_a_cuda_graph():
         graph.replay()
     for _ in range(5):
         step(models[1], optimizers[1])
+    for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert_close(a, b, terms=200)
+
+
+def test_our_adam_takes_dense_gradients_on_a_gpu():
+    models = [network(torch.float32, "cuda") for _ in range(2)]
+    x, labels, context = cuda(torch.randn(64, 90), torch.randint(0, 10, (64,)), torch.randn(1, 60))
+    optimizers = dk.optim.Adam(models[0], lr=1e-3), torch.optim.Adam(models[1].parameters(), lr=1e-3, fused=True)
+    for _ in range(3):
+        for model, optimizer in zip(models, optimizers, strict=True):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(x, context), labels).backward()
+            optimizer.step()
+            rezero_weights(model)
     for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
         assert_close(a, b, terms=200)
 

@@ -18,6 +18,7 @@ from torch.nn import Parameter
 
 from .. import backend
 from ..backends.cpu import gradient_like
+from ..differentiation import differentiating
 
 NAMESPACE = "dendrite_kernels"
 _nothing = nullcontext()
@@ -44,7 +45,10 @@ def define(
     def kernel(*args):
         outputs, device = allocate(*args), _device(args)
         # autocast would round products inside an op whose dtypes are part of its contract
-        with torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else _nothing:
+        with (
+            torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else _nothing,
+            torch.cuda.device(device) if device.type == "cuda" else _nothing,  # kernels start on the current one
+        ):
             launch(backend.choose(device), outputs, *args)
         return outputs
 
@@ -98,7 +102,11 @@ def _derivative(op, save, backward):
     class Derivative(torch.autograd.Function):
         @staticmethod
         def forward(ctx, run, *args):
-            outputs = run(*args)
+            token = differentiating.set(True)
+            try:
+                outputs = run(*args)
+            finally:
+                differentiating.reset(token)
             ctx.set_materialize_grads(False)
             if save is not None:
                 save(ctx, args, outputs)

@@ -187,7 +187,8 @@ class Adam(torch.optim.Optimizer):
             [s["exp_avg"] for s in states],
             [s["exp_avg_sq"] for s in states],
             [],
-            [torch.tensor(float(s["step"] - 1)) for s in states],
+            # on the parameter's device, as the fused kernel wants it, and made there without waiting
+            [torch.full((), float(s["step"] - 1), device=p.device) for p, s in zip(parameters, states, strict=True)],
             fused=all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters),
             amsgrad=False,
             beta1=beta1,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ... import known
+from ...differentiation import differentiating
 from .native import SUFFIX, _cpu, call
 
 # Above this share of winners a dense product beats the k-sparse one.
@@ -94,7 +95,7 @@ def dense_matmul(x, weight):
 
     A few samples have too few rows for that, but where the weight stays as it is they read a copy stored by input.
     """
-    few = len(x) <= FEW_SAMPLES and not torch.is_grad_enabled()
+    few = len(x) <= FEW_SAMPLES and not differentiating.get()
     if x.dtype in SUFFIX and (few or len(x) >= MOSTLY_CONSTANT_ROWS):
         copied = known.of_frozen(weight, by_input, _cpu.isa()) if few else None
         y = mostly_constant_matmul(x, *(copied or (weight.T, None)))

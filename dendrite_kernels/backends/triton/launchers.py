@@ -1,6 +1,7 @@
 """Launchers: functions of the ops' names that fill what ops/ allocated. They never wait for the device.
 
-Large matrix products are torch's (and obey its TF32 switch); what they need is combined with kernels here.
+Large matrix products are torch's (and obey its TF32 switch); what they need is combined with kernels here. On a GPU an
+index out of range is not found, for to look would be to wait: what comes of it is undefined, as of torch's own.
 """
 
 from __future__ import annotations
@@ -46,17 +47,19 @@ def segment_gate(out, context, weights, bias, select, activation):
         return
     many = contexts > 1 and wide == torch.float32
     how = settings.segments(contexts, width, weights.dtype, many)
-    grid = (-(-units // how.block_units), -(-contexts // how.block_contexts))
+    unit_blocks, context_blocks = -(-units // how.block_units), -(-contexts // how.block_contexts)
     flags = {"ABS": select == "abs_max", "SIGMOID": activation == "sigmoid", "BIAS": bias is not None}
     blocks = {"BLOCK_O": how.block_units, "BLOCK_C": how.block_width, "num_warps": how.warps}
     context, weights, bias = _contiguous(context, weights, bias)
     tensors = (context, weights, weights if bias is None else bias, gate, winner)
     if many:
-        segments.many_contexts[grid](
+        segments.many_contexts[(unit_blocks, context_blocks)](
             *tensors, contexts, units, S=per_unit, C=width, **flags, **blocks, BLOCK_G=how.block_contexts
         )
     else:
-        segments.one_context[grid](*tensors, units, S=per_unit, C=width, **flags, **blocks, WIDE=TYPES[wide])
+        segments.one_context[(context_blocks, unit_blocks)](
+            *tensors, units, S=per_unit, C=width, **flags, **blocks, WIDE=TYPES[wide]
+        )
     _fill(out, (gate, winner))
 
 
@@ -148,7 +151,7 @@ def gated_kwinners_backward(out, grad_z, kept, y, gate, bias, context_index, com
     grad_z, kept, y, gate, bias, context_index = _contiguous(grad_z, kept, y, gate, bias, context_index)
     tensors = (grad_z, kept.view(torch.int8), y, *(y if t is None else t for t in (gate, bias, context_index, to_y)))
     if units and contexts:
-        winners.columns[(-(-units // how.block_units), contexts)](
+        winners.columns[(contexts, -(-units // how.block_units))](
             *tensors, to_gate, by_context, batch, units, GATE=kind, BIAS=bias is not None, ADD=combine == "add",
             WANT_Y=grad_y is not None, WIDE=TYPES[wide], BLOCK_B=how.block_batch, BLOCK_O=how.block_units,
             num_warps=how.warps,

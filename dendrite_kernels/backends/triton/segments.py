@@ -21,9 +21,9 @@ def one_context(
     S: tl.constexpr, C: tl.constexpr, ABS: tl.constexpr, SIGMOID: tl.constexpr, BIAS: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_O units for the context program_id(1), one segment after the other: a running strongest in registers."""
-    o = (tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)).to(tl.int64)
-    g = tl.program_id(1).to(tl.int64)
+    """BLOCK_O units for the context program_id(0), one segment after the other: a running strongest in registers."""
+    o = (tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)).to(tl.int64)
+    g = tl.program_id(0).to(tl.int64)  # the axis that may be long
     here = o < O
     strongest = tl.zeros((BLOCK_O,), WIDE)
     best = tl.zeros((BLOCK_O,), WIDE)
