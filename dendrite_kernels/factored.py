@@ -55,10 +55,6 @@ class OuterFactor:
     by_input: bool
     sums: Tensor | None = None
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.sparse.values.dtype
-
     def to_dense(self, like: Tensor) -> Tensor:
         out = torch.empty_like(like)
         backend.choose(like.device).outer(out.T if self.by_input else out, self.sparse, self.other)
@@ -91,10 +87,6 @@ class SegmentFactor:
     grad: Tensor
     winner: Tensor
     context: Tensor
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.grad.dtype
 
     def to_dense(self, like: Tensor) -> Tensor:
         out = torch.empty_like(like, memory_format=torch.contiguous_format)

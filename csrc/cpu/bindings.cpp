@@ -1,5 +1,5 @@
 // Python's view of the CPU kernels: tensors by address, sizes and a thread count. ops/ has checked shapes and dtypes, and
-// backends/cpu.py has made everything contiguous.
+// backends/cpu/ has made everything contiguous.
 #include <pybind11/pybind11.h>
 
 #include <cmath>

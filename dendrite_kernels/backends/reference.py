@@ -11,7 +11,7 @@ def why_not(device: torch.device) -> str | None:
     return None
 
 
-def _fill(outputs, results) -> None:
+def fill(outputs, results) -> None:
     for out, result in zip(outputs, results, strict=True):
         if out is not None:
             out.copy_(result)
@@ -26,7 +26,7 @@ def _needs(outputs) -> tuple[bool, ...]:
 
 
 def segment_gate(out, context, segments, bias, select, activation):
-    _fill(out, ref.segment_gate(context, segments, bias, select, activation))
+    fill(out, ref.segment_gate(context, segments, bias, select, activation))
 
 
 def known_gate(*_):
@@ -34,28 +34,28 @@ def known_gate(*_):
 
 
 def segment_gate_backward(out, grad_gate, context, segments, gate, winner, activation):
-    _fill(out, ref.segment_gate_backward(grad_gate, context, segments, gate, winner, activation, _needs(out)))
+    fill(out, ref.segment_gate_backward(grad_gate, context, segments, gate, winner, activation, _needs(out)))
 
 
 def gated_kwinners(out, y, gate, bias, context_index, k, combine, boost, relu, ties):
     _check_contexts(context_index, gate)
-    _fill(out, ref.gated_kwinners(y, gate, bias, context_index, k, combine, boost, relu, ties))
+    fill(out, ref.gated_kwinners(y, gate, bias, context_index, k, combine, boost, relu, ties))
 
 
 def gated_kwinners_backward(out, grad_z, kept, y, gate, bias, context_index, combine):
-    _fill(out, ref.gated_kwinners_backward(grad_z, kept, y, gate, bias, context_index, combine, _needs(out)))
+    fill(out, ref.gated_kwinners_backward(grad_z, kept, y, gate, bias, context_index, combine, _needs(out)))
 
 
 def gated_kwinners_sparse(out, y, gate, bias, context_index, k, combine, boost, relu):
     _check_contexts(context_index, gate)
-    _fill(out, ref.gated_kwinners_sparse(y, gate, bias, context_index, k, combine, boost, relu))
+    fill(out, ref.gated_kwinners_sparse(y, gate, bias, context_index, k, combine, boost, relu))
 
 
 def gated_kwinners_sparse_backward(out, grad_values, values, indices, pre, gate, context_index, units, combine, relu):
     grad_y, *rest = ref.winners_backward(
         grad_values, values, indices, pre, gate, context_index, units, combine, relu, _needs(out)
     )
-    _fill(out, (ref.ksparse_to_dense(grad_y, indices, units), *rest))
+    fill(out, (ref.ksparse_to_dense(grad_y, indices, units), *rest))
 
 
 def sparse_linear(out, values, indices, weight, bias):
@@ -64,20 +64,20 @@ def sparse_linear(out, values, indices, weight, bias):
 
 
 def sparse_linear_backward(out, grad_y, values, indices, weight, keep_sums=False):
-    _fill(out, ref.sparse_linear_backward(grad_y, values, indices, weight, _needs(out)))
+    fill(out, ref.sparse_linear_backward(grad_y, values, indices, weight, _needs(out)))
 
 
 def linear_kwinners(out, x, x_indices, weight, bias, gate, context_index, k, combine, boost, relu):
     _check_contexts(context_index, gate)
     if x_indices is not None:
         ref.check_range(x_indices, weight.shape[1], "indices")
-    _fill(out, ref.linear_kwinners(x, x_indices, weight, bias, gate, context_index, k, combine, boost, relu))
+    fill(out, ref.linear_kwinners(x, x_indices, weight, bias, gate, context_index, k, combine, boost, relu))
 
 
 def linear_kwinners_backward(
     out, grad_values, values, indices, pre, x, x_indices, weight, gate, context_index, combine, relu, keep_sums=False
 ):
-    _fill(
+    fill(
         out,
         ref.linear_kwinners_backward(
             grad_values, values, indices, pre, x, x_indices, weight, gate, context_index, combine, relu, _needs(out)

@@ -12,6 +12,7 @@ from torch import Tensor
 from ... import reference as ref
 from ...reference import check_range, compute_dtype
 from .. import reference as plain
+from ..reference import fill
 from . import ksparse, segments, settings, winners
 from .numbers import TYPES
 
@@ -22,12 +23,6 @@ rezero_, update_duty_cycle_ = plain.rezero_, plain.update_duty_cycle_
 
 def _contiguous(*tensors):
     return [None if t is None else t.contiguous() for t in tensors]
-
-
-def _fill(outputs, results) -> None:
-    for out, result in zip(outputs, results, strict=True):
-        if out is not None and out is not result:
-            out.copy_(result)
 
 
 def _ready(out: Tensor | None, dtype: torch.dtype | None = None) -> Tensor | None:
@@ -60,7 +55,7 @@ def segment_gate(out, context, weights, bias, select, activation):
         segments.one_context[(context_blocks, unit_blocks)](
             *tensors, units, S=per_unit, C=width, **flags, **blocks, WIDE=TYPES[wide]
         )
-    _fill(out, (gate, winner))
+    fill(out, (gate, winner))
 
 
 def segment_gate_backward(out, grad_gate, context, weights, gate, winner, activation):
@@ -86,7 +81,7 @@ def segment_gate_backward(out, grad_gate, context, weights, gate, winner, activa
             grad, winner, weights.contiguous(), to_context, units,
             S=per_unit, C=width, WIDE=TYPES[wide], BLOCK_O=4, BLOCK_C=block,
         )  # fmt: skip
-    _fill(out, (to_context, to_segments, to_bias))
+    fill(out, (to_context, to_segments, to_bias))
 
 
 # ---- gate and k winners ---------------------------------------------------------------------------------------------
@@ -126,7 +121,7 @@ def gated_kwinners(out, y, gate, bias, context_index, k, combine, boost, relu, t
     else:
         args = (y, gate, bias, context_index, k, combine, boost, relu, ties == "keep")
         _winners(*args, z, kept.view(torch.int8), None, None, None)
-    _fill(out, (z, kept))
+    fill(out, (z, kept))
 
 
 def gated_kwinners_sparse(out, y, gate, bias, context_index, k, combine, boost, relu):
@@ -137,7 +132,7 @@ def gated_kwinners_sparse(out, y, gate, bias, context_index, k, combine, boost, 
     if k:
         args = (y, gate, bias, context_index, k, combine, boost, relu, False)
         _winners(*args, None, None, values, pre, indices)
-    _fill(out, (values, indices, pre))
+    fill(out, (values, indices, pre))
 
 
 def gated_kwinners_backward(out, grad_z, kept, y, gate, bias, context_index, combine):
@@ -156,13 +151,10 @@ def gated_kwinners_backward(out, grad_z, kept, y, gate, bias, context_index, com
             WANT_Y=grad_y is not None, WIDE=TYPES[wide], BLOCK_B=how.block_batch, BLOCK_O=how.block_units,
             num_warps=how.warps,
         )  # fmt: skip
-    _fill(out, (to_y, to_gate, by_context.sum(0) if grad_bias is not None else None))
+    fill(out, (to_y, to_gate, by_context.sum(0) if grad_bias is not None else None))
 
 
-def gated_kwinners_sparse_backward(out, grad_values, values, indices, pre, gate, context_index, units, combine, relu):
-    plain.gated_kwinners_sparse_backward(
-        out, grad_values, values, indices, pre, gate, context_index, units, combine, relu
-    )
+gated_kwinners_sparse_backward = plain.gated_kwinners_sparse_backward
 
 
 # ---- linear layers --------------------------------------------------------------------------------------------------

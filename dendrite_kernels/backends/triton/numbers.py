@@ -16,23 +16,15 @@ def ranks_above(a, b):
 
 
 @triton.jit
-def lowest_key(WIDE: tl.constexpr):
-    """The key of -inf. Keys are unsigned and ordered as their floats; those of NaN are not used."""
+def finite_keys(WIDE: tl.constexpr):
+    """The key of -inf, and one above that of +inf. Keys are unsigned and ordered as their floats; NaN has none."""
     if tl.float32 == WIDE:
-        key = tl.full((), 0x007FFFFF, tl.uint32)
+        low = tl.full((), 0x007FFFFF, tl.uint32)
+        high = tl.full((), 0xFF800001, tl.uint32)
     else:
-        key = tl.full((), 0x000FFFFFFFFFFFFF, tl.uint64)
-    return key
-
-
-@triton.jit
-def past_highest_key(WIDE: tl.constexpr):
-    """One above the key of +inf."""
-    if tl.float32 == WIDE:
-        key = tl.full((), 0xFF800001, tl.uint32)
-    else:
-        key = tl.full((), 0xFFF0000000000001, tl.uint64)
-    return key
+        low = tl.full((), 0x000FFFFFFFFFFFFF, tl.uint64)
+        high = tl.full((), 0xFFF0000000000001, tl.uint64)
+    return low, high
 
 
 @triton.jit

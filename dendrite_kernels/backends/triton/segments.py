@@ -16,6 +16,16 @@ def activate(value, SIGMOID: tl.constexpr):
 
 
 @triton.jit
+def stronger(value, s, best, strongest, number, ABS: tl.constexpr):
+    """The best rank, its value and its segment's number once segment s is counted in."""
+    rank = value
+    if ABS:
+        rank = tl.abs(value)
+    better = ranks_above(rank, best) | (s == 0)
+    return tl.where(better, rank, best), tl.where(better, value, strongest), tl.where(better, s, number)
+
+
+@triton.jit
 def one_context(
     context, segments, bias, gate, winner, O,
     S: tl.constexpr, C: tl.constexpr, ABS: tl.constexpr, SIGMOID: tl.constexpr, BIAS: tl.constexpr, WIDE: tl.constexpr,
@@ -40,13 +50,7 @@ def one_context(
         value = tl.sum(products, 1)
         if BIAS:
             value += tl.load(bias + o * S + s, mask=here, other=0).to(WIDE)
-        rank = value
-        if ABS:
-            rank = tl.abs(value)
-        better = ranks_above(rank, best) | (s == 0)
-        best = tl.where(better, rank, best)
-        strongest = tl.where(better, value, strongest)
-        number = tl.where(better, s, number)
+        best, strongest, number = stronger(value, s, best, strongest, number, ABS)
     tl.store(gate + g * O + o, activate(strongest, SIGMOID), mask=here)
     tl.store(winner + g * O + o, number, mask=here)
 
@@ -78,13 +82,7 @@ def many_contexts(
             value = tl.dot(u, c, value, input_precision="ieee")
         if BIAS:
             value += tl.load(bias + o * S + s, mask=here, other=0).to(tl.float32)[:, None]
-        rank = value
-        if ABS:
-            rank = tl.abs(value)
-        better = ranks_above(rank, best) | (s == 0)
-        best = tl.where(better, rank, best)
-        strongest = tl.where(better, value, strongest)
-        number = tl.where(better, s, number)
+        best, strongest, number = stronger(value, s, best, strongest, number, ABS)
     to = g[None, :] * O + o[:, None]
     both = here[:, None] & there[None, :]
     tl.store(gate + to, activate(strongest, SIGMOID), mask=both)

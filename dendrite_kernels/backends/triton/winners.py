@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .numbers import float_of, lowest_key, past_highest_key
+from .numbers import finite_keys, float_of
 
 # How rows of y find their gate: no gate, one for all, by context_index, one each.
 NO_GATE, ONE_GATE, GATE_BY_INDEX, GATE_EACH = 0, 1, 2, 3
@@ -25,7 +25,8 @@ def choose_winners(rank, inside, O, K, KEEP_TIES: tl.constexpr, WIDE: tl.constex
     """
     nan = inside & (rank != rank)
     x = tl.where(nan, float("inf"), rank)
-    low, high, reached = lowest_key(WIDE), past_highest_key(WIDE), O
+    low, high = finite_keys(WIDE)
+    reached = O
     while (reached != K) & (high - low > 1):
         middle = low + ((high - low) >> 1)
         count = _count(inside & (x >= float_of(middle, WIDE)))
