@@ -37,7 +37,8 @@ def test_experiments_named_are_there(name):
 
 
 def test_the_table_of_kernels_comes_from_the_rows():
-    assert components.table(json.loads((RESULTS / "components_cpu.jsonl").read_text())) in README
+    first, *_ = (RESULTS / "components_cpu.jsonl").read_text().splitlines()
+    assert components.table(json.loads(first)) in README
 
 
 def test_the_table_of_steps_comes_from_the_rows():
