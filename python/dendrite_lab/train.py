@@ -168,8 +168,9 @@ def check_unstarted(path: Path) -> None:
 
 def _run_tasks(model, tasks, config, state, path, progress) -> None:
     report, saver = progress or (lambda done, total, what: None), Saver(state, path)
+    images = torch.empty(0)  # each task's in turn
     for task in range(state.tasks_done, config.tasks):
-        _train_task(model, tasks, task, config, state, report)
+        _train_task(model, tasks, task, config, state, report, images)
         seen = task + 1
         if seen in config.evaluate_after or seen == config.tasks:
             report(*_position(config, seen, 0), f"evaluating on {seen} tasks")
@@ -189,10 +190,10 @@ def _position(config: Experiment, task: int, step: int) -> tuple[int, int]:
     return task * _steps(config) + step, config.tasks * _steps(config)
 
 
-def _train_task(model, tasks, task, config, state, report) -> None:
+def _train_task(model, tasks, task, config, state, report, images) -> None:
     """Trains one task with an Adam of its own. The order of samples follows from seed and task alone."""
     start = time.perf_counter()
-    x, labels = (part[: config.train_samples] for part in tasks.train(task))
+    x, labels = (part[: config.train_samples] for part in tasks.train(task, images))
     prototype = x.mean(0)
     state.prototypes.append(prototype)
     optimizer = Adam(model, lr=config.lr)
