@@ -21,25 +21,27 @@ _owners = ByIdentity()  # parameter -> weak reference to its optimizer
 
 
 def claim(parameters, optimizer) -> None:
-    """Makes the optimizer the owner of these parameters; an older owner has lost them."""
+    """Makes the optimizer the owner of these parameters, where they lie now; an older owner has lost them."""
     reference = weakref.ref(optimizer)
     for parameter in parameters:
-        _owners[parameter] = reference
+        _owners[parameter] = reference, parameter.device
 
 
 def owner(parameter: Tensor):
     """The optimizer that takes this parameter's gradient as factors, or None."""
-    reference = _owners.get(parameter)
-    return reference() if reference is not None else None
+    claimed = _owners.get(parameter)
+    return None if claimed is None else claimed[0]()
 
 
 def wanted(parameter: Tensor) -> bool:
     """Whether a backward pass now being prepared should leave factors for this parameter.
 
-    The passes that take factors are on the CPU: a parameter that was moved from there gets dense gradients.
+    A parameter that was moved to another device gets dense gradients: its optimizer's moments stayed behind.
     """
-    eager = len(_owners) > 0 and not torch.compiler.is_compiling()
-    return eager and parameter.device.type == "cpu" and owner(parameter) is not None
+    if not len(_owners) or torch.compiler.is_compiling():
+        return False
+    claimed = _owners.get(parameter)
+    return claimed is not None and claimed[1] == parameter.device and claimed[0]() is not None
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,8 @@ class SegmentFactor:
 
     def joined(self, other: SegmentFactor) -> SegmentFactor | None:
         """Both as one: the contexts of one backward pass after those of the other, or one context's gradients added."""
-        same = len(self.grad) == len(other.grad) == 1 and torch.equal(self.context, other.context)
+        alone = len(self.grad) == len(other.grad) == 1 and self.grad.device.type == "cpu"  # elsewhere a look would wait
+        same = alone and torch.equal(self.context, other.context)
         if same and torch.equal(self.winner, other.winner):
             return SegmentFactor(self.grad + other.grad, self.winner, self.context)
         pairs = ((self.grad, other.grad), (self.winner, other.winner), (self.context, other.context))

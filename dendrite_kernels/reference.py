@@ -42,6 +42,14 @@ def check_range(index: Tensor | None, size: int, name: str) -> None:
             raise IndexError(f"{name}: expected values in [0, {size}), got {low if low < 0 else high}")
 
 
+def is_dense(t: Tensor) -> bool:
+    """Whether t fills its memory without gaps or overlaps, in whatever order of dims."""
+    if t.is_contiguous():
+        return True
+    order = sorted(range(t.dim()), key=t.stride, reverse=True)
+    return t.permute(order).is_contiguous()
+
+
 # ---- segments -------------------------------------------------------------------------------------------------------
 
 

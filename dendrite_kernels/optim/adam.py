@@ -14,11 +14,14 @@ from ..factored import FactoredGrad, OuterFactor, SegmentFactor
 from ..nn import DendriteSegments, SparseLinear
 from ..ops import rezero_
 from ..sparsity import MaskedParameter
+from .device_clock import DeviceClock
+from .device_moments import DeviceSegmentMoments
 from .segment_moments import SegmentMoments
 from .weight_moments import WeightMoments
 
-# What keeps the moments of a weight with this kind of factor.
+# What keeps the moments of a weight with this kind of factor; on a device that counts the steps itself, the last.
 _KINDS = {OuterFactor: WeightMoments, SegmentFactor: SegmentMoments}
+_DEVICE_KINDS = {SegmentFactor: DeviceSegmentMoments}
 
 
 class Adam(torch.optim.Optimizer):
@@ -31,8 +34,10 @@ class Adam(torch.optim.Optimizer):
 
     While this optimizer lives, backward leaves the weights and segments of the modules a FactoredGrad, which `step`
     consumes: rows that have never had gradient are skipped (Adam would not change a bit of them), masked weights stay
-    zero without `rezero_weights`, and no gradient is ever written out. Other parameters are stepped by torch's fused
-    Adam. The newest optimizer of a module owns it: an older one raises at its next step.
+    zero without `rezero_weights`, and no gradient is ever written out. Other parameters have dense gradients; so have
+    the weights (not the segments) on a GPU, where a pass over them costs less than finding out what moved, and where
+    step counts lie on the device: a step never waits for it, and a CUDA graph may hold it. The newest optimizer of a
+    module owns it: an older one raises at its next step.
 
     Equivalent to: torch.optim.Adam(model.parameters(), lr, betas, eps), with rezero_weights(model) after each step
 
@@ -65,24 +70,30 @@ class Adam(torch.optim.Optimizer):
         parameters = list(dict.fromkeys(p for m in modules for p in m.parameters()))
         super().__init__(parameters, {"lr": lr, "betas": betas, "eps": eps})
         self._masks: dict[Tensor, MaskedParameter] = {}
+        self._clocks: dict[tuple, DeviceClock] = {}
         self._owned = self._find_owned(modules)
         factored.claim(self._owned, self)
         for p in self._owned:
-            if p.dim() == 3:
+            if p.dim() == 3 and not self._counts_on_device(p):
                 known.follow(p)
 
     def _find_owned(self, modules) -> list[Tensor]:
-        """The parameters whose gradients come as factors: weights and segments that the native kernels can step."""
+        """The parameters whose gradients come as factors: weights and segments that our kernels can step."""
         owned = []
         for module in (m for top in modules for m in top.modules()):
             if isinstance(module, MaskedParameter):
                 self._masks[getattr(module, module.masked_name)] = module
             if isinstance(module, (SparseLinear, DendriteSegments)):
                 weight = getattr(module, module.masked_name)
-                native = backend.choose(weight.device) is cpu and weight.dtype in (torch.float32, torch.float64)
-                if native and weight.requires_grad:
+                ours = backend.choose(weight.device) is cpu
+                ours = ours or (self._counts_on_device(weight) and isinstance(module, DendriteSegments))
+                if ours and weight.requires_grad and weight.dtype in (torch.float32, torch.float64):
                     owned.append(weight)
         return owned
+
+    @staticmethod
+    def _counts_on_device(p: Tensor) -> bool:
+        return backend.choose(p.device).counts_on_device
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch's, without its bookkeeping where gradients are dropped."""
@@ -105,12 +116,29 @@ class Adam(torch.optim.Optimizer):
                 if p.grad is not None:
                     self._check_unmoved(p)
         for group in self.param_groups:
-            dense = []
-            for p in group["params"]:
-                if p.grad is not None and not (isinstance(p.grad, FactoredGrad) and self._step_factored(p, group)):
-                    dense.append(p)
-            self._step_dense(dense, group)
+            moving = [p for p in group["params"] if p.grad is not None]
+            self._count_step(moving, group)
+            factors = (p for p in moving if isinstance(p.grad, FactoredGrad))
+            stepped = {p for p in factors if self._step_factored(p, group)}
+            self._step_dense([p for p in moving if p not in stepped], group)
         return loss
+
+    def _count_step(self, parameters: list[Tensor], group: dict) -> None:
+        on_device: dict[torch.device, list] = {}
+        for p in parameters:
+            if self._counts_on_device(p):
+                on_device.setdefault(p.device, []).append(p)
+            else:
+                self.state[p]["step"] = self.state[p].get("step", 0) + 1
+        for device, here in on_device.items():
+            self._clock(device, group).tick(here, group)
+
+    def _clock(self, device: torch.device, group: dict) -> DeviceClock:
+        key = (id(group), device)
+        if key not in self._clocks:
+            here = [p for p in group["params"] if p.device == device]
+            self._clocks[key] = DeviceClock(here, [self.state[p] for p in here])
+        return self._clocks[key]
 
     def _check_ownership(self) -> None:
         for p in self._owned:
@@ -135,48 +163,58 @@ class Adam(torch.optim.Optimizer):
     def _step_factored(self, p: Tensor, group: dict) -> bool:
         """Steps from factors; False where only a dense step is right."""
         factor = p.grad.one_factor()
-        kind = _KINDS.get(type(factor))
+        on_device = self._counts_on_device(p)
+        kind = (_DEVICE_KINDS if on_device else _KINDS).get(type(factor))
         if kind is None or not kind.steppable(p, factor):
             return False
         state, mask = self.state[p], self._mask(p)
         if "moments" not in state or not state["moments"].fits(mask, factor):
             state["moments"] = kind.for_factor(p, mask, factor, self._take_dense(p, group))
-        state["step"] = state.get("step", 0) + 1
-        state["moments"].step(p, factor, group, state["step"])
+        rule = (self._clock(p.device, group).rule(p),) if on_device else (group, state["step"])
+        state["moments"].step(p, factor, *rule)
         return True
 
     def _take_dense(self, p: Tensor, group: dict) -> tuple[Tensor, Tensor] | None:
         """exp_avg and exp_avg_sq, taken out of the state in whatever form it has them; None at the first step."""
         state = self.state[p]
         if "moments" in state:
-            return state.pop("moments").to_dense(p, state["step"], group["betas"])
+            return state.pop("moments").to_dense(p, state["step"] - 1, group["betas"])  # this step is counted already
         if "exp_avg" in state:
             return state.pop("exp_avg"), state.pop("exp_avg_sq")
         return None
 
     def _step_dense(self, parameters: list[Tensor], group: dict) -> None:
         """Adam on whatever has a dense gradient or must have one: in one native pass, or torch's own."""
-        others = []
+        others, masked = [], []
         for p in parameters:
             state = self.state[p]
             if "exp_avg" not in state:
                 dense = self._take_dense(p, group) or (torch.zeros_like(p), torch.zeros_like(p))
                 state["exp_avg"], state["exp_avg_sq"] = dense
             grad = p.grad.to_dense() if isinstance(p.grad, FactoredGrad) else p.grad
-            state["step"] = state.get("step", 0) + 1
-            rule = (*group["betas"], float(group["lr"]), group["eps"], state["step"])
-            native = backend.choose(p.device) is cpu
-            if not (native and cpu.adam_dense(p.detach(), state["exp_avg"], state["exp_avg_sq"], grad, rule)):
+            keep = self._mask(p)
+            done, also_masked = self._step_natively(p, grad, keep, state, group)
+            if not done:
                 others.append((p, grad))
+            if keep is not None and not also_masked:
+                masked.append((p, keep))
         if others:
             self._step_by_torch(*zip(*others, strict=True), group)
         for p in parameters:
             torch.autograd.graph.increment_version(p)  # no kernel does
-            keep = self._mask(p)
-            if keep is not None:
-                # moments too: a masked weight has none, however dense its gradient was
-                for t in (p, self.state[p]["exp_avg"], self.state[p]["exp_avg_sq"]):
-                    rezero_(t, keep)
+        for p, keep in masked:
+            # moments too: a masked weight has none, however dense its gradient was
+            for t in (p, self.state[p]["exp_avg"], self.state[p]["exp_avg_sq"]):
+                rezero_(t, keep)
+
+    def _step_natively(self, p: Tensor, grad: Tensor, keep: Tensor | None, state: dict, group: dict):
+        """Whether a kernel of ours took the step, and whether it has applied the mask as well."""
+        moments, module = (state["exp_avg"], state["exp_avg_sq"], grad), backend.choose(p.device)
+        if module.counts_on_device:
+            done = module.adam_dense(p.detach(), *moments, keep, *self._clock(p.device, group).rule(p))
+            return done, done
+        rule = (*group["betas"], float(group["lr"]), group["eps"], state["step"])
+        return module is cpu and cpu.adam_dense(p.detach(), *moments, rule), False
 
     def _step_by_torch(self, parameters: tuple[Tensor, ...], gradients: tuple[Tensor, ...], group: dict) -> None:
         states = [self.state[p] for p in parameters]
@@ -188,7 +226,7 @@ class Adam(torch.optim.Optimizer):
             [s["exp_avg_sq"] for s in states],
             [],
             # on the parameter's device, as the fused kernel wants it, and made there without waiting
-            [torch.full((), float(s["step"] - 1), device=p.device) for p, s in zip(parameters, states, strict=True)],
+            [torch.full((), 0.0, device=p.device).add_(s["step"] - 1) for p, s in zip(parameters, states, strict=True)],
             fused=all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters),
             amsgrad=False,
             beta1=beta1,
@@ -251,11 +289,18 @@ class Adam(torch.optim.Optimizer):
             group.update({key: saved[key] for key in ("lr", "betas", "eps")})
         self.state.clear()
         self.state.update(loaded)
+        self._clocks.clear()
 
     def _loaded(self, p: Tensor, saved: dict) -> dict:
-        state = {"step": int(saved["step"])}
+        on_device, step = self._counts_on_device(p), int(saved["step"])
+        state = {"step": torch.full((), step, dtype=torch.float64, device=p.device) if on_device else step}
         if "moments" in saved:
-            kind = SegmentMoments if p.dim() == 3 else WeightMoments
+            kinds = _DEVICE_KINDS if on_device else _KINDS
+            kind = kinds.get(SegmentFactor if p.dim() == 3 else OuterFactor)
+            if kind is None or ("touched" in saved["moments"]) != on_device:
+                raise ValueError(
+                    "state_dict: its moments have the form of another device; save torch_state_dict() to change devices"
+                )
             state["moments"] = kind.from_state_dict(p, self._mask(p), saved["moments"])
             return state
         if saved["exp_avg"].shape != p.shape:

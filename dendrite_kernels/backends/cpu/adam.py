@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from ... import reference
+from ...reference import is_dense
 from . import products
-from .native import SUFFIX, _cpu, call, is_dense
+from .native import SUFFIX, _cpu, call
 from .products import UnitLists
 
 

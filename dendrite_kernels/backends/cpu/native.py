@@ -89,11 +89,3 @@ def group_count(gate) -> int:
 def strided(t):
     """In the compute dtype, with its own strides: weights may be stored either way round."""
     return t.to(compute_dtype(t.dtype))
-
-
-def is_dense(t):
-    """Whether t fills its memory without gaps or overlaps, in whatever order of dims."""
-    if t.is_contiguous():
-        return True
-    order = sorted(range(t.dim()), key=t.stride, reverse=True)
-    return t.permute(order).is_contiguous()

@@ -1,0 +1,52 @@
+"""Launchers of the optimizer's passes. `hyper`: lr, beta1, beta2 and eps as float64 [4] on the device; `rule`: a row of
+the rules that `advance` leaves there for each parameter.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ...reference import is_dense
+from . import adam, settings
+from .numbers import TYPES
+
+STEPPED = (torch.float32, torch.float64)
+
+
+def advance(steps, moving, hyper, rules):
+    """Counts a step of the parameters that move. steps [P], rules [P, 2] float64; moving [P] int8."""
+    adam.advance[(len(steps),)](steps, moving, hyper, rules, num_warps=1)
+
+
+def adam_dense(p, m, v, grad, keep, rule, hyper) -> bool:
+    """Adam in place, and zero where keep is false, where dtypes and memory order allow; whether they did."""
+    tensors = (m, v, grad) if keep is None else (m, v, grad, keep)
+    if p.dtype not in STEPPED or not all(t.dtype == p.dtype for t in (m, v, grad)):
+        return False
+    if not is_dense(p) or any(t.stride() != p.stride() for t in tensors):
+        return False
+    if p.numel():
+        adam.dense[(-(-p.numel() // settings.ADAM_BLOCK),)](
+            p, m, v, grad, p if keep is None else keep.view(torch.int8), rule, hyper, p.numel(),
+            MASK=keep is not None, WIDE=TYPES[p.dtype], BLOCK=settings.ADAM_BLOCK,
+            maxnreg=settings.REGISTERS,
+        )  # fmt: skip
+    return True
+
+
+def adam_segments(segments, grad, context, winner, touched, m, v, keep, rule, hyper):
+    """Adam on the touched rows of segments [O, S, C]. touched [O, S] int8; m, v: [O, S], factors of the one context and
+    its square, or [O, S, C].
+    """
+    units, per_unit, width = segments.shape
+    contexts, widest = len(context), 1024 if segments.dtype == torch.float32 else 512  # or registers spill
+    block = min(widest, settings.power_of_2(max(16, width)))
+    if not segments.numel():
+        return
+    block_contexts = settings.power_of_2(max(1, contexts))
+    adam.segments[(units,)](
+        segments, grad, context, winner, touched, m, v, segments if keep is None else keep.view(torch.int8), rule,
+        hyper, contexts, units, S=per_unit, C=width, RANK1=m.dim() == 2, MASK=keep is not None,
+        WIDE=TYPES[segments.dtype], BLOCK_G=block_contexts, BLOCK_C=max(16, block // block_contexts),
+        maxnreg=settings.REGISTERS,
+    )  # fmt: skip
