@@ -30,9 +30,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from dendrite_kernels.backends.triton import ksparse, launchers, segments, settings, winners
+from dendrite_kernels.backends import triton as launchers
+from dendrite_kernels.backends.triton import adam, ksparse, layer, linear, segments, settings, winners
 
-MODULES = (segments, winners, ksparse)
+MODULES = (segments, winners, ksparse, layer, adam)
 
 # chip: (an example, GB/s of its memory, shared memory a block may have in KiB)
 CHIPS = {
@@ -120,11 +121,19 @@ def all_launches() -> list[Launch]:
         for contexts, per_unit in ((1, 10), (10, 10), (64, 100)):
             with recorded(f"{short} G={contexts} S={per_unit}", launches):
                 _gates(contexts, 32, per_unit, 784, dtype, wide)
-        for batch, units in ((256, 2048), (8, settings.LONGEST_ROW)):
+        for batch, units in ((256, 2048), (8, settings.LONGEST_ROW), (8, 16 * settings.LONGEST_ROW)):
             with recorded(f"{short} B={batch} O={units}", launches):
                 _winners(batch, units, dtype, wide)
         with recorded(f"{short} B=8", launches):
             _products(8, 2048, 2048, dtype)
+        for units in (2048, 10):
+            with recorded(f"{short} O={units}", launches):
+                _gradients(256, 2048, units, dtype)
+        with recorded(f"{short} one launch", launches):
+            _layers(8, dtype, wide)
+        if dtype == wide:
+            with recorded(short, launches):
+                _steps(dtype)
     return launches
 
 
@@ -156,6 +165,56 @@ def _products(batch, inputs, units, dtype):
     values, indices = torch.zeros(batch, k, dtype=dtype), torch.zeros(batch, k, dtype=torch.int32)
     for weight in (torch.zeros(units, inputs, dtype=dtype), torch.zeros(inputs, units, dtype=dtype).T):
         launchers.sparse_linear(torch.zeros(batch, units, dtype=dtype), values, indices, weight, None)
+
+
+def _gradients(batch, inputs, units, dtype):
+    k = inputs // 20
+    values, indices = torch.zeros(batch, k, dtype=dtype), torch.zeros(batch, k, dtype=torch.int32)
+    weight, dense = torch.zeros(inputs, units, dtype=dtype).T, torch.zeros(batch, units, dtype=dtype)
+    out = torch.zeros_like(values), torch.zeros(inputs, units, dtype=dtype).T, None
+    launchers.sparse_linear_backward(out, dense, values, indices, weight)
+    if units > 100:
+        sparse = torch.zeros(batch, units // 20, dtype=dtype)
+        entries = sparse, torch.zeros(sparse.shape, dtype=torch.int32)
+        linear._gradients_of_sparse_x(*out[:2], dense, *entries, values, indices, weight)
+        winners_out = (torch.zeros_like(dense), torch.zeros(1, units), torch.zeros(units, dtype=dtype))
+        gate, pre = winners_out[1], sparse.float()
+        for relu in (False, True):
+            launchers.gated_kwinners_sparse_backward(
+                winners_out, sparse, sparse, entries[1], pre, gate, None, units, "mul", relu
+            )
+
+
+def _layers(batch, dtype, wide):
+    units, inputs, width, k = 2048, 784, 784, 102
+    weight, segments = torch.zeros(units, inputs, dtype=dtype), torch.zeros(units, 10, width, dtype=dtype)
+    context, bias = torch.zeros(1, width, dtype=dtype), torch.zeros(units, dtype=dtype)
+    gate, winner = torch.zeros(1, units, dtype=wide), torch.zeros(1, units, dtype=torch.int32)
+    values, indices = torch.zeros(batch, k, dtype=dtype), torch.zeros(batch, k, dtype=torch.int32)
+    out = (gate, winner, values, indices, values.to(wide, copy=True))
+    phases, linear._phases = linear._phases, lambda device: [(layer.ALL_PHASES, {"launch_cooperative_grid": True})]
+    try:
+        for x, at in ((torch.zeros(batch, inputs, dtype=dtype), None), (values.clone(), indices.clone())):
+            rest = (None, None, k, "abs_max", "sigmoid", "mul", None, False)
+            launchers.dendritic_layer(out, x, at, weight, bias, context, segments, *rest)
+    finally:
+        linear._phases = phases
+
+
+def _steps(dtype):
+    rules, hyper = torch.zeros(8, 2, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
+    launchers.advance(rules[:, 0].contiguous(), torch.zeros(8, dtype=torch.int8), hyper, rules)
+    rule = rules[0]
+    p = torch.zeros(2048, 784, dtype=dtype)
+    for mask in (None, p.bool()):
+        launchers.adam_dense(p, p.clone(), p.clone(), p.clone(), mask, rule, hyper)
+    segments, touched = torch.zeros(64, 10, 784, dtype=dtype), torch.zeros(64, 10, dtype=torch.int8)
+    for contexts, moments in ((1, touched.to(dtype)), (1, segments.clone()), (10, segments.clone())):
+        grad, winner = torch.zeros(contexts, 64, dtype=dtype), torch.zeros(contexts, 64, dtype=torch.int32)
+        context = torch.zeros(contexts, 784, dtype=dtype)
+        for mask in (None, segments.bool()):
+            args = (context, winner, touched, moments, moments.clone(), mask, rule, hyper)
+            launchers.adam_segments(segments, grad, *args)
 
 
 def resources(cubin: bytes) -> dict[str, int]:

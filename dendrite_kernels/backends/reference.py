@@ -6,9 +6,15 @@ import torch
 
 from .. import reference as ref
 
+counts_on_device = False  # step counts are ints
+
 
 def why_not(device: torch.device) -> str | None:
     return None
+
+
+def one_launch(*_) -> bool:
+    return False
 
 
 def fill(outputs, results) -> None:
@@ -83,6 +89,14 @@ def linear_kwinners_backward(
             grad_values, values, indices, pre, x, x_indices, weight, gate, context_index, combine, relu, _needs(out)
         ),
     )
+
+
+def dendritic_layer(
+    out, x, x_indices, weight, bias, context, segments, segment_bias, context_index, k, select, activation, combine,
+    boost, relu,
+):  # fmt: skip
+    segment_gate(out[:2], context, segments, segment_bias, select, activation)
+    linear_kwinners(out[2:], x, x_indices, weight, bias, out[0], context_index, k, combine, boost, relu)
 
 
 def outer(out, sparse, other):

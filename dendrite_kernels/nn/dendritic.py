@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..ops import KSparse, segment_gate
-from ..ops.dendritic_linear import gated_linear
+from ..ops import KSparse, dendritic_linear, segment_gate
+from ..ops.dendritic_linear import gated_linear, in_one_launch
 from ..ops.segment_gate import gate_to_read
 from ..sparsity import MaskedParameter, check_fraction, random_mask
 from .kwinners import KWinners
@@ -154,7 +154,37 @@ class DendriticLinear(SparseLinear):
         return context
 
     def forward(self, x: Tensor | KSparse, context: Tensor | None = None, context_index: Tensor | None = None):
+        if context is not None and self._runs_at_once(x, context):
+            return self._at_once(x, context, context_index)
         return self.forward_gated(x, self._gate_to_read(context), context_index)
+
+    def _runs_at_once(self, x, context) -> bool:
+        segments, winners = self.segments, self.kwinners
+        whole = segments is not None and winners is not None and winners.ties == "lowest"
+        hooked = whole and (segments._forward_hooks or segments._forward_pre_hooks)
+        return whole and not hooked and in_one_launch(x, self.weight, context)
+
+    def _at_once(self, x, context, context_index):
+        winners, segments = self.kwinners, self.segments
+        select, activation, combine = DENDRITES[self.dendrite]
+        out = dendritic_linear(
+            x,
+            self.weight,
+            self.bias,
+            context,
+            segments.weights,
+            segments.biases,
+            context_index,
+            winners.k,
+            select=select,
+            activation=activation,
+            combine=combine,
+            boost=winners.boost(),
+            relu=winners.relu,
+            sparse=winners.sparse,
+        )
+        winners.update_duty_cycle(out)
+        return out
 
     def forward_gated(self, x: Tensor | KSparse, gate: Tensor | None, context_index: Tensor | None = None):
         """The layer with gates that are known, as `gate(contexts)` gave them: for many batches on frozen segments."""

@@ -1,8 +1,9 @@
 """The public functions, one file an op: checks, allocation, registration and autograd."""
 
-from .dendritic_linear import dendritic_linear, linear_kwinners
+from .dendritic_linear import dendritic_linear
 from .ksparse import KSparse
 from .kwinners import gated_kwinners, gated_kwinners_sparse, kwinners
+from .linear_kwinners import linear_kwinners
 from .rezero import rezero_
 from .segment_gate import segment_gate
 from .sparse_linear import sparse_linear

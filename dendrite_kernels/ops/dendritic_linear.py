@@ -1,17 +1,21 @@
-"""dendritic_linear, the whole layer, and linear_kwinners, the layer after its gate."""
+"""dendritic_linear: the whole layer."""
 
 from __future__ import annotations
+
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
 from .. import backend, factored
+from ..reference import compute_dtype
 from . import _checks as check
-from ._register import define, given, wanted
+from ._register import define
 from .ksparse import KSparse
 from .kwinners import allocate_winners, gated_kwinners
-from .segment_gate import segment_gate
-from .sparse_linear import check_weight, sparse_linear
+from .linear_kwinners import checked, linear_gradients, linear_kwinners
+from .segment_gate import allocate_gates, check_segments, segment_gate, segment_gradients
+from .sparse_linear import sparse_linear
 
 
 def dendritic_linear(
@@ -60,9 +64,20 @@ def dendritic_linear(
     """
     if context_index is None and isinstance(context, Tensor):
         context = check.shared_row(context, x.shape[0])
-    gate, _ = segment_gate(context, segments, segment_bias, select=select, activation=activation)
     options = {"combine": combine, "boost": boost, "relu": relu}
+    if ties == "lowest" and k is not None and in_one_launch(x, weight, context):
+        arguments = (x, weight, bias, context, segments, segment_bias, context_index, k)
+        winners = dendritic_layer(*arguments, select=select, activation=activation, **options)
+        return winners if sparse else winners.to_dense()
+    gate, _ = segment_gate(context, segments, segment_bias, select=select, activation=activation)
     return gated_linear(x, weight, bias, gate, context_index, k, **options, ties=ties, sparse=sparse)
+
+
+def in_one_launch(x, weight, context) -> bool:
+    """Whether the backend would rather have the whole layer in one launch than a launch a stage."""
+    if torch.compiler.is_compiling() or not all(isinstance(t, Tensor) and t.dim() == 2 for t in (weight, context)):
+        return False
+    return backend.choose(weight.device).one_launch(x.shape[0], weight.shape[0], len(context), weight.dtype)
 
 
 def gated_linear(x, weight, bias, gate, context_index, k, *, combine, boost, relu, ties, sparse):
@@ -78,99 +93,65 @@ def gated_linear(x, weight, bias, gate, context_index, k, *, combine, boost, rel
     return gated_kwinners(y, gate, bias, context_index, k, combine=combine, boost=boost, relu=relu, ties=ties)
 
 
-def linear_kwinners(
-    x: Tensor | KSparse,
-    weight: Tensor,
-    bias: Tensor | None,
-    gate: Tensor | None,
-    context_index: Tensor | None,
-    k: int,
-    *,
-    combine: str = "mul",
-    boost: Tensor | None = None,
-    relu: bool = False,
-) -> KSparse:
-    """kWTA of (x W^T + bias) combined with a gate that is known: one op, so that backward stays k-sparse.
+# ---- the whole layer as one op --------------------------------------------------------------------------------------
 
-    Args, rules and errors as in sparse_linear and gated_kwinners_sparse.
 
-    Equivalent to: gated_kwinners_sparse(sparse_linear(x, weight), gate, bias, context_index, k)
-    """
-    check_weight(x, weight, bias)
-    if isinstance(gate, Tensor) and context_index is None:
-        gate = check.shared_row(gate, x.shape[0])
-    values, indices = (x.values, x.indices) if isinstance(x, KSparse) else (x, None)
-    check.winners_arguments("x", values, weight.shape[0], gate, bias, context_index, k, combine, boost)
-    out, winners, _ = _linear_kwinners(
-        values, indices, weight, bias, gate, context_index, k, combine, boost, relu
+def dendritic_layer(
+    x, weight, bias, context, segments, segment_bias, context_index, k,
+    *, select="abs_max", activation="sigmoid", combine="mul", boost=None, relu=False,
+) -> KSparse:  # fmt: skip
+    """dendritic_linear(..., sparse=True) as one op, whatever the backend's plan is."""
+    check_segments(context, segments, segment_bias, select, activation)
+    check.tensor("weight", weight, (segments.shape[0], None), "[O, I]")
+    check.same("segments", segments, "weight", weight)
+    # what the checks want to know of a gate that is yet to be made
+    gate = context.new_empty(1, dtype=compute_dtype(context.dtype)).expand(len(context), len(weight))
+    values, indices = checked(x, weight, bias, gate, context_index, k, combine, boost)
+    _, _, out, winners, _ = _dendritic_layer(
+        values, indices, weight, bias, context, segments, segment_bias, context_index, k, select, activation, combine,
+        boost, relu,
     )  # fmt: skip
-    return KSparse(out, winners, weight.shape[0])
+    return KSparse(out, winners, len(weight))
 
 
-def _allocate(x, x_indices, weight, bias, gate, context_index, k, combine, boost, relu):
-    return allocate_winners(x, weight.shape[0], k)
-
-
-def _save(ctx, args, outputs):
-    x, x_indices, weight, bias, gate, context_index, _k, combine, _boost, relu = args
-    values, indices, pre = outputs
-    ctx.mark_non_differentiable(indices, pre)
-    ctx.save_for_backward(values, indices, pre, x, x_indices, weight, gate, context_index)
-    ctx.rest = (combine, relu)
-    ctx.needs = [t is not None and t.requires_grad for t in (x, weight, bias, gate)]
-    ctx.factored = ctx.needs[1] and factored.wanted(weight)
-
-
-def _backward(ctx, grad_values, *_):
-    saved = ctx.saved_tensors
-    _, indices, _, x, x_indices, weight, _, _ = saved
-    needs = [ctx.needs[0], ctx.needs[1] and not ctx.factored, *ctx.needs[2:]]
-    args = (grad_values, *saved, *ctx.rest, needs)
-    if ctx.factored and x_indices is not None and not torch.is_grad_enabled():
-        outputs = _allocate_backward(*args)
-        sums = _launch_backward(backend.choose(weight.device), outputs, *args, keep_sums=True)
-    else:
-        outputs, sums = _linear_kwinners_backward(*args), None
-    *grads, grad_y = outputs
-    grad_x, grad_weight, grad_bias, grad_gate = given(needs, grads)
-    if ctx.factored:
-        dy, dense_x = KSparse(grad_y.detach(), indices, weight.shape[0]), x.detach()
-        if x_indices is None:
-            factor = factored.OuterFactor(dy, dense_x, by_input=False)
-        else:
-            factor = factored.OuterFactor(KSparse(dense_x, x_indices, weight.shape[1]), dy, by_input=True, sums=sums)
-        grad_weight = factored.FactoredGrad(weight, [factor])
-    return (grad_x, None, grad_weight, grad_bias, grad_gate, *[None] * 5)
-
-
-def _allocate_backward(
-    grad_values, values, indices, pre, x, x_indices, weight, gate, context_index, combine, relu, needs
+def _allocate_layer(
+    x, x_indices, weight, bias, context, segments, segment_bias, context_index, k, select, activation, *_
 ):
-    grad_x, grad_weight, grad_gate = wanted([needs[0], needs[1], needs[3]], [x, weight, gate], weight)
-    grad_bias = weight.new_empty(weight.shape[0] if needs[2] else 0)
-    return grad_x, grad_weight, grad_bias, grad_gate, torch.empty_like(values)
+    gates = allocate_gates(context, segments, segment_bias, select, activation)
+    return *gates, *allocate_winners(x, weight.shape[0], k)
 
 
-def _launch_backward(module, out, *args, **options):
-    return module.linear_kwinners_backward([*given(args[-1], out[:4]), out[4]], *args[:-1], **options)
+def _save_layer(ctx, args, outputs):
+    x, x_indices, weight, bias, context, segments, segment_bias, context_index = args[:8]
+    activation, combine, relu = args[10], args[11], args[13]
+    gate, winner, _, indices, pre = outputs
+    ctx.mark_non_differentiable(gate, winner, indices, pre)
+    ctx.save_for_backward(*outputs, x, x_indices, weight, context, segments, context_index)
+    needs = [t is not None and t.requires_grad for t in (x, weight, bias, context, segments, segment_bias)]
+    ctx.linear = {"rest": (combine, relu), "needs": [*needs[:3], any(needs[3:])]}
+    ctx.linear["factored"] = needs[1] and factored.wanted(weight)
+    ctx.gate = {"activation": activation, "needs": needs[3:], "factored": needs[4] and factored.wanted(segments)}
 
 
-# The last result is the gradient of y at the winners, from which the weight's follows.
-_linear_kwinners_backward = define(
-    "linear_kwinners_backward",
-    "(Tensor grad_values, Tensor values, Tensor indices, Tensor pre, Tensor x, Tensor? x_indices, Tensor weight,"
-    " Tensor? gate, Tensor? context_index, str combine, bool relu, bool[4] needs)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _allocate_backward,
-    _launch_backward,
-)
+def _layer_gradients(ctx, _gate, _winner, grad_values, *_):
+    gate, winner, values, indices, pre, x, x_indices, weight, context, segments, context_index = ctx.saved_tensors
+    saved = (values, indices, pre, x, x_indices, weight, gate, context_index)
+    grads = linear_gradients(SimpleNamespace(saved_tensors=saved, **ctx.linear), grad_values)
+    grad_x, _, grad_weight, grad_bias, grad_gate, *_ = grads
+    of_gate = (None, None, None)
+    if any(ctx.gate["needs"]):
+        saved = (context, segments, gate, winner)
+        of_gate = segment_gradients(SimpleNamespace(saved_tensors=saved, **ctx.gate), grad_gate)[:3]
+    return (grad_x, None, grad_weight, grad_bias, *of_gate, *[None] * 7)
 
-_linear_kwinners = define(
-    "linear_kwinners",
-    "(Tensor x, Tensor? x_indices, Tensor weight, Tensor? bias, Tensor? gate, Tensor? context_index, SymInt k,"
-    " str combine, Tensor? boost, bool relu) -> (Tensor values, Tensor indices, Tensor pre)",
-    _allocate,
-    lambda module, out, *args: module.linear_kwinners(out, *args),
-    save=_save,
-    backward=_backward,
+
+_dendritic_layer = define(
+    "dendritic_layer",
+    "(Tensor x, Tensor? x_indices, Tensor weight, Tensor? bias, Tensor context, Tensor segments, Tensor? segment_bias,"
+    " Tensor? context_index, SymInt k, str select, str activation, str combine, Tensor? boost, bool relu)"
+    " -> (Tensor gate, Tensor winner, Tensor values, Tensor indices, Tensor pre)",
+    _allocate_layer,
+    lambda module, out, *args: module.dendritic_layer(out, *args),
+    save=_save_layer,
+    backward=_layer_gradients,
 )

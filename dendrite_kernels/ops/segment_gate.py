@@ -45,6 +45,15 @@ def segment_gate(
 
     Source: Grewal et al. 2021, eq. 2 and 3.
     """
+    check_segments(context, segments, bias, select, activation)
+    row = check.shared_row(context)
+    gate, winner = _segment_gate(row, segments, bias, select, activation)
+    if row is not context:
+        return gate.expand(len(context), -1), winner.expand(len(context), -1)
+    return gate, winner
+
+
+def check_segments(context, segments, bias, select, activation) -> None:
     check.tensor("segments", segments, (None, None, None), "[O, S, C]")
     check.floating("segments", segments)
     units, per_unit, width = segments.shape
@@ -57,11 +66,6 @@ def segment_gate(
         check.same("bias", bias, "segments", segments)
     check.choice("select", select, ("abs_max", "max"))
     check.choice("activation", activation, ("sigmoid", "none"))
-    row = check.shared_row(context)
-    gate, winner = _segment_gate(row, segments, bias, select, activation)
-    if row is not context:
-        return gate.expand(len(context), -1), winner.expand(len(context), -1)
-    return gate, winner
 
 
 def gate_to_read(context, segments, bias, select, activation) -> Tensor:
@@ -74,7 +78,7 @@ def gate_to_read(context, segments, bias, select, activation) -> Tensor:
     return segment_gate(context, segments, bias, select=select, activation=activation)[0]
 
 
-def _allocate(context, segments, bias, select, activation):
+def allocate_gates(context, segments, bias, select, activation):
     shape = (context.shape[0], segments.shape[0])
     gate = segments.new_empty(shape, dtype=compute_dtype(segments.dtype))
     return gate, segments.new_empty(shape, dtype=torch.int32)
@@ -90,7 +94,8 @@ def _save(ctx, args, outputs):
     ctx.factored = ctx.needs[1] and factored.wanted(segments)
 
 
-def _backward(ctx, grad_gate, _grad_winner):
+def segment_gradients(ctx, grad_gate, _grad_winner=None):
+    """Gradients of the op's arguments; ctx as _save leaves it."""
     context, segments, gate, winner = ctx.saved_tensors
     if not ctx.factored:
         grads = _segment_gate_backward(grad_gate, context, segments, gate, winner, ctx.activation, ctx.needs)
@@ -120,8 +125,8 @@ _segment_gate_backward = define(
 _segment_gate = define(
     "segment_gate",
     "(Tensor context, Tensor segments, Tensor? bias, str select, str activation) -> (Tensor gate, Tensor winner)",
-    _allocate,
+    allocate_gates,
     lambda module, out, *args: module.segment_gate(out, *args),
     save=_save,
-    backward=_backward,
+    backward=segment_gradients,
 )

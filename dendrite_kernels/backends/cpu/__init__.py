@@ -10,6 +10,7 @@ import torch
 
 from ... import known
 from ...reference import combine_gate, compute_dtype
+from ..reference import one_launch
 from . import products
 from .adam import adam_dense, adam_outer, adam_segments, outer, rezero_, touch_segments, update_duty_cycle_
 from .native import (
@@ -29,6 +30,8 @@ __all__ = [
     "adam_dense",
     "adam_outer",
     "adam_segments",
+    "counts_on_device",
+    "dendritic_layer",
     "gated_kwinners",
     "gated_kwinners_backward",
     "gated_kwinners_sparse",
@@ -41,6 +44,7 @@ __all__ = [
     "linear_kwinners",
     "linear_kwinners_backward",
     "moved",
+    "one_launch",
     "outer",
     "release_memory",
     "rezero_",
@@ -52,6 +56,9 @@ __all__ = [
     "update_duty_cycle_",
     "why_not",
 ]
+
+
+counts_on_device = False  # step counts are ints
 
 
 def why_not(device: torch.device) -> str | None:
@@ -222,6 +229,14 @@ def linear_kwinners(out, x, x_indices, weight, bias, gate, context_index, k, com
         y = torch.empty(len(x), len(weight), dtype=x.dtype)
         sparse_linear(y, x, x_indices, weight, None)
     gated_kwinners_sparse(out, y, gate, bias, context_index, k, combine, boost, relu)
+
+
+def dendritic_layer(
+    out, x, x_indices, weight, bias, context, segments, segment_bias, context_index, k, select, activation, combine,
+    boost, relu,
+):  # fmt: skip
+    segment_gate(out[:2], context, segments, segment_bias, select, activation)
+    linear_kwinners(out[2:], x, x_indices, weight, bias, out[0], context_index, k, combine, boost, relu)
 
 
 def linear_kwinners_backward(

@@ -10,7 +10,11 @@ import os
 
 import torch
 
+from .. import reference as plain
+
 OLDEST, OLDEST_CHIP = (3, 6), (8, 0)
+
+counts_on_device = True  # step counts are tensors there: the host never waits, and a captured graph counts on
 
 
 def why_not(device: torch.device) -> str | None:
@@ -36,8 +40,37 @@ def _no_triton() -> str | None:
     return None if version >= OLDEST else f"Triton 3.6 or newer is needed; {triton.__version__} is installed"
 
 
+# What no kernel here does better than torch's own.
+known_gate, ksparse_gather, outer = plain.known_gate, plain.ksparse_gather, plain.outer
+rezero_, update_duty_cycle_ = plain.rezero_, plain.update_duty_cycle_
+
+
+# Where the launchers are, and what chooses among them.
+_LAUNCHERS = {
+    "plan": ("one_launch",),
+    "gates": (
+        "segment_gate",
+        "segment_gate_backward",
+        "gated_kwinners",
+        "gated_kwinners_backward",
+        "gated_kwinners_sparse",
+        "gated_kwinners_sparse_backward",
+    ),
+    "linear": (
+        "dendritic_layer",
+        "ksparse_to_dense",
+        "linear_kwinners",
+        "linear_kwinners_backward",
+        "sparse_linear",
+        "sparse_linear_backward",
+    ),
+    "steps": ("adam_dense", "adam_segments", "advance"),
+}
+
+
 def __getattr__(name: str):
-    """The launchers, once one is asked for."""
-    if name.startswith("__"):
-        raise AttributeError(name)
-    return getattr(importlib.import_module(".launchers", __name__), name)
+    """A launcher, once it is asked for."""
+    for module, names in _LAUNCHERS.items():
+        if name in names:
+            return getattr(importlib.import_module(f".{module}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -26,14 +26,12 @@ def stronger(value, s, best, strongest, number, ABS: tl.constexpr):
 
 
 @triton.jit
-def one_context(
-    context, segments, bias, gate, winner, O,
+def gate_of_units(
+    context, segments, bias, gate, winner, g, o, O,
     S: tl.constexpr, C: tl.constexpr, ABS: tl.constexpr, SIGMOID: tl.constexpr, BIAS: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_O units for the context program_id(0), one segment after the other: a running strongest in registers."""
-    o = (tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)).to(tl.int64)
-    g = tl.program_id(0).to(tl.int64)  # the axis that may be long
+    """Units o for the context g, one segment after the other: a running strongest in registers."""
     here = o < O
     strongest = tl.zeros((BLOCK_O,), WIDE)
     best = tl.zeros((BLOCK_O,), WIDE)
@@ -53,6 +51,20 @@ def one_context(
         best, strongest, number = stronger(value, s, best, strongest, number, ABS)
     tl.store(gate + g * O + o, activate(strongest, SIGMOID), mask=here)
     tl.store(winner + g * O + o, number, mask=here)
+
+
+@triton.jit
+def one_context(
+    context, segments, bias, gate, winner, O,
+    S: tl.constexpr, C: tl.constexpr, ABS: tl.constexpr, SIGMOID: tl.constexpr, BIAS: tl.constexpr, WIDE: tl.constexpr,
+    BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_O units a program, for the context program_id(0): the axis of a grid that may be long."""
+    o = (tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)).to(tl.int64)
+    gate_of_units(
+        context, segments, bias, gate, winner, tl.program_id(0).to(tl.int64), o, O,
+        S, C, ABS, SIGMOID, BIAS, WIDE, BLOCK_O, BLOCK_C,
+    )  # fmt: skip
 
 
 @triton.jit

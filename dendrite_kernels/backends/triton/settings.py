@@ -12,13 +12,17 @@ def power_of_2(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
 
 
+# A limit for ptxas, which otherwise spills one or two to use fewer than there are.
+REGISTERS = 128
+
+
 @dataclass(frozen=True)
 class Rows:
-    """A program holds a whole row in registers. Without a limit ptxas spills one or two to use fewer than there are."""
+    """A program holds a whole row in registers."""
 
     block: int
     warps: int
-    registers: int = 128
+    registers: int = REGISTERS
 
 
 # What a program holds without spilling, for any dtype and chip.
@@ -59,5 +63,45 @@ def segments(contexts: int, width: int, dtype: torch.dtype, many: bool) -> Segme
     return Segments(16, min(32, padded), block, 4)
 
 
+# A longer row is read over and over, this many entries at a time.
+LONG_ROWS = Rows(2048, 8)
+
+
+@dataclass(frozen=True)
+class Products:
+    """Blocks of k-sparse gradients: of dW [block_units of one input], of dx [block_entries, block_inner]."""
+
+    block_units: int
+    block_entries: int
+    block_inner: int
+
+
+def products(units: int, entries: int, inner: int) -> Products:
+    return Products(min(1024, power_of_2(max(32, units))), 8, min(128, power_of_2(max(16, inner))))
+
+
 # With more rows than this a dense product beats the gather.
 MOST_GATHERED_ROWS = 24
+# With a larger share of entries in a row of x, or of units in a row of dy, torch's dense product has the less to do.
+MOST_GATHERED_SHARE = 0.1
+# Dense rows of dy are gathered from where they are this short (an output layer's).
+MOST_GATHERED_UNITS = 256
+
+ADAM_BLOCK = 1024
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The whole layer in one launch: the blocks of its pieces, and the registers of its rows."""
+
+    gate: Segments
+    block_batch: int
+    block_units: int
+    block_inputs: int
+    rows: Rows
+
+
+def layer(units: int, width: int, dtype: torch.dtype, sparse: bool) -> Layer:
+    row = rows(units)
+    row = Rows(row.block, max(4, row.warps), row.registers)
+    return Layer(segments(1, width, dtype, many=False), 16, 256 if sparse else 32, 32, row)

@@ -18,6 +18,15 @@ def _count(mask):
 
 
 @triton.jit
+def above_and_equal(x, nan, inside, t, only_nan):
+    """Which entries win for sure, and which tie for the places that are left. x has +inf for NaN."""
+    top = t == float("inf")  # where NaN, which ranks above +inf, wins for sure
+    above = inside & ((x > t) | (nan & top)) & ~only_nan
+    equal = (nan & only_nan) | (inside & (x == t) & ~(nan & top) & ~only_nan)
+    return above, equal
+
+
+@triton.jit
 def choose_winners(rank, inside, O, K, KEEP_TIES: tl.constexpr, WIDE: tl.constexpr):
     """The K largest of the O entries inside (KEEP_TIES: and all that equal the K-th): a mask.
 
@@ -35,12 +44,8 @@ def choose_winners(rank, inside, O, K, KEEP_TIES: tl.constexpr, WIDE: tl.constex
         high = tl.where(enough, high, middle)
         reached = tl.where(enough, count, reached)
     t = tl.zeros_like(rank) + float_of(low, WIDE)  # a row of it: the interpreter can't spread a scalar's bools
-    # NaN ranks above +inf, and where there are K of them or more, they are all that counts
-    top = t == float("inf")
-    above = inside & ((x > t) | (nan & top))
-    only_nan = top & (inside.to(tl.int32) * 0 + _count(above) >= K)
-    equal = (nan & only_nan) | (inside & (x == t) & ~(nan & top) & ~only_nan)
-    above = above & ~only_nan
+    nans = inside.to(tl.int32) * 0 + _count(nan)
+    above, equal = above_and_equal(x, nan, inside, t, (t == float("inf")) & (nans >= K))
     if KEEP_TIES:
         chosen = above | equal
     else:
@@ -50,19 +55,9 @@ def choose_winners(rank, inside, O, K, KEEP_TIES: tl.constexpr, WIDE: tl.constex
 
 @triton.jit
 def gated_row(
-    y,
-    gate,
-    bias,
-    index,
-    b,
-    at,
-    inside,
-    O,
-    GATE: tl.constexpr,
-    BIAS: tl.constexpr,
-    ADD: tl.constexpr,
-    WIDE: tl.constexpr,
-):
+    y, gate, bias, index, b, at, inside, O,
+    GATE: tl.constexpr, BIAS: tl.constexpr, ADD: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
     """y + bias (wide), and that combined with the row's gate and rounded to y's dtype."""
     pre = tl.load(y + b * O + at, mask=inside, other=0).to(WIDE)
     if BIAS:
@@ -83,32 +78,119 @@ def gated_row(
 
 
 @triton.jit
-def rows(
-    y, gate, bias, boost, index, z, kept, values, pre_out, indices, O, K,
+def winners_of_row(
+    y, gate, bias, boost, index, z, kept, values, pre_out, indices, b, O, K,
     GATE: tl.constexpr, BIAS: tl.constexpr, ADD: tl.constexpr, BOOST: tl.constexpr, RELU: tl.constexpr,
     KEEP_TIES: tl.constexpr, SPARSE: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """kWTA of a row: z and kept [B, O], or values, pre_out and indices [B, K]."""
-    b = tl.program_id(0).to(tl.int64)
+    """kWTA of row b: z and kept [B, O], or values, pre_out and indices [B, K]."""
     at = tl.arange(0, BLOCK)
     inside = at < O
+    pre, a, rank = ranked(y, gate, bias, boost, index, b, at, inside, O, GATE, BIAS, ADD, BOOST, WIDE)
+    chosen = choose_winners(rank, inside, O, K, KEEP_TIES, WIDE)
+    place = b * K + tl.cumsum(chosen.to(tl.int32), 0) - 1
+    put(z, kept, values, pre_out, indices, b, at, inside, chosen, place, pre, a, O, RELU, SPARSE, WIDE)
+
+
+@triton.jit
+def ranked(
+    y, gate, bias, boost, index, b, at, inside, O,
+    GATE: tl.constexpr, BIAS: tl.constexpr, ADD: tl.constexpr, BOOST: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """gated_row, and what its entries are ranked by."""
     pre, a = gated_row(y, gate, bias, index, b, at, inside, O, GATE, BIAS, ADD, WIDE)
     rank = a.to(WIDE)
     if BOOST:
         rank = rank * tl.load(boost + at, mask=inside, other=0)
-    chosen = choose_winners(rank, inside, O, K, KEEP_TIES, WIDE)
+    return pre, a, rank
+
+
+@triton.jit
+def put(
+    z, kept, values, pre_out, indices, b, at, inside, chosen, place, pre, a, O,
+    RELU: tl.constexpr, SPARSE: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Writes the entries `at` of row b; SPARSE: the chosen ones, at their places."""
     passing = chosen
     if RELU:
         passing = chosen & ~(a.to(WIDE) <= 0)
     out = tl.where(passing, a, 0.0).to(a.dtype)
     if SPARSE:
-        place = b * K + tl.cumsum(chosen.to(tl.int32), 0) - 1
         tl.store(values + place, out, mask=chosen)
         tl.store(pre_out + place, pre, mask=chosen)
         tl.store(indices + place, at, mask=chosen)
     else:
         tl.store(z + b * O + at, out, mask=inside)
         tl.store(kept + b * O + at, passing.to(tl.int8), mask=inside)
+
+
+@triton.jit
+def rows(
+    y, gate, bias, boost, index, z, kept, values, pre_out, indices, O, K,
+    GATE: tl.constexpr, BIAS: tl.constexpr, ADD: tl.constexpr, BOOST: tl.constexpr, RELU: tl.constexpr,
+    KEEP_TIES: tl.constexpr, SPARSE: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A row a program, held in registers."""
+    winners_of_row(
+        y, gate, bias, boost, index, z, kept, values, pre_out, indices, tl.program_id(0).to(tl.int64), O, K,
+        GATE, BIAS, ADD, BOOST, RELU, KEEP_TIES, SPARSE, WIDE, BLOCK,
+    )  # fmt: skip
+
+
+@triton.jit
+def long_rows(
+    y, gate, bias, boost, index, z, kept, values, pre_out, indices, O, K,
+    GATE: tl.constexpr, BIAS: tl.constexpr, ADD: tl.constexpr, BOOST: tl.constexpr, RELU: tl.constexpr,
+    KEEP_TIES: tl.constexpr, SPARSE: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """As `rows`, for rows that no program holds: each pass reads the row again, BLOCK entries at a time."""
+    b = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, BLOCK)
+    low, high = finite_keys(WIDE)
+    reached = O
+    while (reached != K) & (high - low > 1):
+        middle = low + ((high - low) >> 1)
+        count = O * 0
+        start = O * 0
+        while start < O:
+            j = start + at
+            pre, a, rank = ranked(y, gate, bias, boost, index, b, j, j < O, O, GATE, BIAS, ADD, BOOST, WIDE)
+            count += _count((j < O) & ((rank >= float_of(middle, WIDE)) | (rank != rank)))
+            start += BLOCK
+        enough = count >= K
+        low = tl.where(enough, middle, low)
+        high = tl.where(enough, high, middle)
+        reached = tl.where(enough, count, reached)
+    t = tl.zeros((BLOCK,), WIDE) + float_of(low, WIDE)
+    nans = O * 0
+    larger = O * 0
+    start = O * 0
+    while start < O:
+        j = start + at
+        pre, a, rank = ranked(y, gate, bias, boost, index, b, j, j < O, O, GATE, BIAS, ADD, BOOST, WIDE)
+        nans += _count((j < O) & (rank != rank))
+        larger += _count((j < O) & ((rank > t) | (rank != rank)))
+        start += BLOCK
+    only_nan = (t == float("inf")) & (at * 0 + nans >= K)
+    # places for ties: where NaN are all that counts, K; else what the larger leave (NaN count as +inf below the top)
+    free = K - tl.where(tl.max(only_nan.to(tl.int32), 0) != 0, 0, larger)
+    ties = O * 0
+    written = O * 0
+    start = O * 0
+    while start < O:
+        j = start + at
+        inside = j < O
+        pre, a, rank = ranked(y, gate, bias, boost, index, b, j, inside, O, GATE, BIAS, ADD, BOOST, WIDE)
+        nan = inside & (rank != rank)
+        above, equal = above_and_equal(tl.where(nan, float("inf"), rank), nan, inside, t, only_nan)
+        chosen = above | equal
+        if not KEEP_TIES:
+            chosen = above | (equal & (ties + tl.cumsum(equal.to(tl.int32), 0) <= free))
+        place = b * K + written + tl.cumsum(chosen.to(tl.int32), 0) - 1
+        put(z, kept, values, pre_out, indices, b, j, inside, chosen, place, pre, a, O, RELU, SPARSE, WIDE)
+        ties += _count(equal)
+        written += _count(chosen)
+        start += BLOCK
 
 
 @triton.jit

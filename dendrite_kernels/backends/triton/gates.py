@@ -1,42 +1,24 @@
-"""Launchers: functions of the ops' names that fill what ops/ allocated. They never wait for the device.
+"""Launchers of the segment gate and of gate and k winners. They never wait for the device.
 
-Large matrix products are torch's (and obey its TF32 switch); what they need is combined with kernels here. On a GPU an
-index out of range is not found, for to look would be to wait: what comes of it is undefined, as of torch's own.
+On a GPU an index out of range is not found, for to look would be to wait: what comes of it is undefined, as of torch's
+own.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from ... import reference as ref
 from ...reference import check_range, compute_dtype
-from .. import reference as plain
 from ..reference import fill
 from . import ksparse, segments, settings, winners
+from .memory import contiguous, ready
 from .numbers import TYPES
-
-known_gate = plain.known_gate
-ksparse_to_dense, ksparse_gather, outer = plain.ksparse_to_dense, plain.ksparse_gather, plain.outer
-rezero_, update_duty_cycle_ = plain.rezero_, plain.update_duty_cycle_
-
-
-def _contiguous(*tensors):
-    return [None if t is None else t.contiguous() for t in tensors]
-
-
-def _ready(out: Tensor | None, dtype: torch.dtype | None = None) -> Tensor | None:
-    """The output where a kernel can write it, else a stand-in."""
-    if out is None or (out.is_contiguous() and dtype in (None, out.dtype)):
-        return out
-    return torch.empty(out.shape, dtype=dtype or out.dtype, device=out.device)
-
 
 # ---- segments -------------------------------------------------------------------------------------------------------
 
 
 def segment_gate(out, context, weights, bias, select, activation):
-    (gate, winner), wide = (_ready(t) for t in out), compute_dtype(weights.dtype)
+    (gate, winner), wide = (ready(t) for t in out), compute_dtype(weights.dtype)
     (contexts, width), (units, per_unit, _) = context.shape, weights.shape
     if not contexts or not units:
         return
@@ -45,7 +27,7 @@ def segment_gate(out, context, weights, bias, select, activation):
     unit_blocks, context_blocks = -(-units // how.block_units), -(-contexts // how.block_contexts)
     flags = {"ABS": select == "abs_max", "SIGMOID": activation == "sigmoid", "BIAS": bias is not None}
     blocks = {"BLOCK_O": how.block_units, "BLOCK_C": how.block_width, "num_warps": how.warps}
-    context, weights, bias = _contiguous(context, weights, bias)
+    context, weights, bias = contiguous(context, weights, bias)
     tensors = (context, weights, weights if bias is None else bias, gate, winner)
     if many:
         segments.many_contexts[(unit_blocks, context_blocks)](
@@ -65,7 +47,7 @@ def segment_gate_backward(out, grad_gate, context, weights, gate, winner, activa
     grad = (grad_gate * gate * (1 - gate) if activation == "sigmoid" else grad_gate).contiguous()
     winner, block = winner.contiguous(), min(1024, settings.power_of_2(max(16, width)))
     blocks = -(-width // block)
-    to_segments, to_bias = (_ready(t, wide) for t in (grad_segments, grad_bias))
+    to_segments, to_bias = (ready(t, wide) for t in (grad_segments, grad_bias))
     for t in (to_segments, to_bias):
         if t is not None:
             t.zero_()
@@ -75,7 +57,7 @@ def segment_gate_backward(out, grad_gate, context, weights, gate, winner, activa
             grad, winner, context.to(wide).contiguous(), some, some if to_bias is None else to_bias, contexts, units,
             S=per_unit, C=width, WANT_SEGMENTS=to_segments is not None, WANT_BIAS=to_bias is not None, BLOCK_C=block,
         )  # fmt: skip
-    to_context = _ready(grad_context)
+    to_context = ready(grad_context)
     if to_context is not None and contexts and blocks:
         segments.context_gradient[(contexts, blocks)](
             grad, winner, weights.contiguous(), to_context, units,
@@ -87,7 +69,7 @@ def segment_gate_backward(out, grad_gate, context, weights, gate, winner, activa
 # ---- gate and k winners ---------------------------------------------------------------------------------------------
 
 
-def _gate_kind(gate, context_index, batch: int) -> int:
+def gate_kind(gate, context_index, batch: int) -> int:
     if gate is None:
         return winners.NO_GATE
     if context_index is not None:
@@ -100,11 +82,13 @@ def _winners(y, gate, bias, context_index, k, combine, boost, relu, keep_ties, z
     (batch, units), wide = y.shape, compute_dtype(y.dtype)
     if not batch or not units:
         return
-    kind, how = _gate_kind(gate, context_index, batch), settings.rows(units)
-    y, gate, bias, boost, context_index = _contiguous(y, gate, bias, boost, context_index)
+    kind = gate_kind(gate, context_index, batch)
+    held = units <= settings.LONGEST_ROW
+    kernel, how = (winners.rows, settings.rows(units)) if held else (winners.long_rows, settings.LONG_ROWS)
+    y, gate, bias, boost, context_index = contiguous(y, gate, bias, boost, context_index)
     # an absent tensor's place is taken by y; its flag keeps the kernel from reading it
     tensors = (y if t is None else t for t in (y, gate, bias, boost, context_index, z, kept, values, pre, indices))
-    winners.rows[(batch,)](
+    kernel[(batch,)](
         *tensors, units, min(k, units), GATE=kind, BIAS=bias is not None, ADD=combine == "add", BOOST=boost is not None,
         RELU=relu, KEEP_TIES=keep_ties, SPARSE=values is not None, WIDE=TYPES[wide], BLOCK=how.block,
         num_warps=how.warps, maxnreg=how.registers,
@@ -112,10 +96,7 @@ def _winners(y, gate, bias, context_index, k, combine, boost, relu, keep_ties, z
 
 
 def gated_kwinners(out, y, gate, bias, context_index, k, combine, boost, relu, ties):
-    if y.shape[1] > settings.LONGEST_ROW:
-        plain.gated_kwinners(out, y, gate, bias, context_index, k, combine, boost, relu, ties)
-        return
-    z, kept = (_ready(t) for t in out)
+    z, kept = (ready(t) for t in out)
     if k == 0:
         z.zero_(), kept.zero_()
     else:
@@ -125,10 +106,7 @@ def gated_kwinners(out, y, gate, bias, context_index, k, combine, boost, relu, t
 
 
 def gated_kwinners_sparse(out, y, gate, bias, context_index, k, combine, boost, relu):
-    if y.shape[1] > settings.LONGEST_ROW:
-        plain.gated_kwinners_sparse(out, y, gate, bias, context_index, k, combine, boost, relu)
-        return
-    values, indices, pre = (_ready(t) for t in out)
+    values, indices, pre = (ready(t) for t in out)
     if k:
         args = (y, gate, bias, context_index, k, combine, boost, relu, False)
         _winners(*args, None, None, values, pre, indices)
@@ -136,15 +114,20 @@ def gated_kwinners_sparse(out, y, gate, bias, context_index, k, combine, boost, 
 
 
 def gated_kwinners_backward(out, grad_z, kept, y, gate, bias, context_index, combine):
+    grad_z, kept, y, bias = contiguous(grad_z, kept, y, bias)
+    _columns(out, grad_z, kept.view(torch.int8), y, gate, bias, context_index, combine)
+
+
+def _columns(out, grad, kept, y, gate, bias, context_index, combine):
+    """Gradients of y [B, O], gate and bias from dense rows; y's is zero wherever nothing was kept."""
     (batch, units), wide = y.shape, compute_dtype(y.dtype)
     grad_y, _, grad_bias = out
     contexts, how = 1 if gate is None else len(gate), settings.columns(batch, units)
-    device = y.device
-    to_y = _ready(grad_y)
-    to_gate, by_context = (torch.empty(contexts, units, dtype=wide, device=device) for _ in range(2))
-    kind = _gate_kind(gate, context_index, batch)
-    grad_z, kept, y, gate, bias, context_index = _contiguous(grad_z, kept, y, gate, bias, context_index)
-    tensors = (grad_z, kept.view(torch.int8), y, *(y if t is None else t for t in (gate, bias, context_index, to_y)))
+    to_y = ready(grad_y)
+    to_gate, by_context = (torch.empty(contexts, units, dtype=wide, device=y.device) for _ in range(2))
+    kind = gate_kind(gate, context_index, batch)
+    gate, context_index = contiguous(gate, context_index)
+    tensors = (grad, kept, y, *(y if t is None else t for t in (gate, bias, context_index, to_y)))
     if units and contexts:
         winners.columns[(contexts, -(-units // how.block_units))](
             *tensors, to_gate, by_context, batch, units, GATE=kind, BIAS=bias is not None, ADD=combine == "add",
@@ -154,44 +137,14 @@ def gated_kwinners_backward(out, grad_z, kept, y, gate, bias, context_index, com
     fill(out, (to_y, to_gate, by_context.sum(0) if grad_bias is not None else None))
 
 
-gated_kwinners_sparse_backward = plain.gated_kwinners_sparse_backward
-
-
-# ---- linear layers --------------------------------------------------------------------------------------------------
-
-
-def _product(values, indices, weight, bias) -> Tensor:
-    """x W^T + bias for k-sparse x: a few rows gather, many are written out for torch's product."""
-    batch, wide = len(values), compute_dtype(values.dtype)
-    if batch > settings.MOST_GATHERED_ROWS:
-        dense = ref.ksparse_to_dense(values.to(wide), indices, weight.shape[1])
-        y = ref.linear(dense, weight.to(wide), None if bias is None else bias.to(wide))
-        return y.to(values.dtype)
-    y, block = values.new_empty(batch, len(weight)), 256
-    if y.numel():
-        values, indices, bias = _contiguous(values, indices, bias)
-        ksparse.gather_product[(batch, -(-len(weight) // block))](
-            values, indices, weight, values if bias is None else bias, y, len(weight), values.shape[1],
-            *weight.stride(), BIAS=bias is not None, WIDE=TYPES[wide], BLOCK=block,
+def gated_kwinners_sparse_backward(out, grad_values, values, indices, pre, gate, context_index, units, combine, relu):
+    grad_y, grad_gate, grad_bias = out
+    grad_values, values, indices, pre = contiguous(grad_values, values, indices, pre)
+    (batch, k), shape = values.shape, (len(values), units)
+    kept = torch.zeros(shape, dtype=torch.int8, device=values.device)
+    grad, pre_rows = values.new_empty(shape), pre.new_empty(shape)
+    if batch and k:
+        ksparse.spread_gradient[(batch,)](
+            grad_values, values, pre, indices, grad, kept, pre_rows, units, k, RELU=relu, BLOCK=128
         )  # fmt: skip
-    return y
-
-
-def sparse_linear(out, values, indices, weight, bias):
-    check_range(indices, weight.shape[1], "indices")
-    out.copy_(_product(values, indices, weight, bias))
-
-
-sparse_linear_backward = plain.sparse_linear_backward
-
-
-def linear_kwinners(out, x, x_indices, weight, bias, gate, context_index, k, combine, boost, relu):
-    if x_indices is None:
-        y = ref.linear(x, weight)
-    else:
-        check_range(x_indices, weight.shape[1], "indices")
-        y = _product(x, x_indices, weight, None)
-    gated_kwinners_sparse(out, y, gate, bias, context_index, k, combine, boost, relu)
-
-
-linear_kwinners_backward = plain.linear_kwinners_backward
+    _columns((grad_y, grad_gate, grad_bias), grad, kept, pre_rows, gate, None, context_index, combine)
