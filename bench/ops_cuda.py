@@ -1,0 +1,205 @@
+"""Each op on a GPU against what a user would run instead: time, bytes and the roof measured in the same run.
+
+Prints a JSON line for each (op, size, rival). What disagrees with the oracle is reported as wrong, without a time; the
+exit status is then 1. Times are medians of CUDA events around single calls, the cache flushed before each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from statistics import median
+
+import torch
+from baselines import topk_kwinners
+from dendrite_lab.results import provenance
+from workload import finish, timed
+
+import dendrite_kernels as dk
+from dendrite_kernels import reference as ref
+from dendrite_kernels.testing import assert_close
+
+INPUTS = CONTEXT = 784
+
+
+def milliseconds(function: Callable, device: str, rounds: int = 30) -> float:
+    """The median of single calls."""
+    function()
+    if device == "cpu":
+        return median(timed(lambda _: function(), range(5)))
+    flush, times = torch.empty(64 << 20, dtype=torch.int32, device=device), []
+    for _ in range(rounds):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        flush.zero_()
+        start.record()
+        function()
+        end.record()
+        finish()
+        times.append(start.elapsed_time(end))
+    return median(times)
+
+
+def graphed(function: Callable) -> Callable:
+    """The call as a CUDA graph: what its kernels cost without the host's part."""
+    for _ in range(2):
+        function()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        function()
+    return graph.replay
+
+
+def roofs(device: str) -> dict:
+    """Bytes a second of a large copy and operations a second of a large product, in full float32."""
+    size = 1 << (28 if device == "cuda" else 24)
+    a, b = torch.empty(size, dtype=torch.uint8, device=device), torch.empty(size, dtype=torch.uint8, device=device)
+    copied = 2 * size / milliseconds(lambda: b.copy_(a), device)
+    n = 4096 if device == "cuda" else 1024
+    x = torch.randn(n, n, device=device)
+    return {"bytes_per_ms": copied, "flops_per_ms": 2 * n**3 / milliseconds(lambda: x @ x, device)}
+
+
+def gates(device, segments, contexts, units):
+    context = torch.randn(contexts, CONTEXT, device=device)
+    weights = torch.randn(units, segments, CONTEXT, device=device) / 28
+    want = ref.segment_gate(context.double(), weights.double())[0]
+    rivals = {
+        "ours": lambda: dk.segment_gate(context, weights)[0],
+        "reference": lambda: ref.segment_gate(context, weights)[0],
+        "compiled reference": (compiled := torch.compile(ref.segment_gate)) and (lambda: compiled(context, weights)[0]),
+    }
+    cost = {"bytes": weights.numel() * 4, "flops": 2 * contexts * weights.numel()}
+    name = f"segment_gate, S = {segments}, G = {contexts}, O = {units}"
+    return name, rivals, lambda out: assert_close(out, want, terms=CONTEXT), cost
+
+
+def kwinners(device, batch, units):
+    y, gate, bias = (torch.randn(*shape, device=device) for shape in ((batch, units), (1, units), (units,)))
+    k = units // 20
+    want = ref.gated_kwinners(y.cpu(), gate.cpu(), bias.cpu(), None, k)[0]
+
+    def by_topk():
+        return topk_kwinners((y + bias) * gate, k)
+
+    rivals = {
+        "ours": lambda: dk.gated_kwinners(y, gate, bias, None, k),
+        "ours, k-sparse": lambda: dk.gated_kwinners_sparse(y, gate, bias, None, k),
+        "torch.topk + scatter": by_topk,
+        "compiled topk + scatter": torch.compile(by_topk),
+    }
+
+    def check(out):
+        out = out.to_dense() if isinstance(out, dk.KSparse) else out
+        torch.testing.assert_close(out.cpu(), want, rtol=0, atol=0)
+
+    return f"gated_kwinners, B = {batch}, O = {units}", rivals, check, {"bytes": 2 * y.numel() * 4, "flops": 0}
+
+
+def products(device, batch, units):
+    k = units // 20
+    x = dk.gated_kwinners_sparse(torch.randn(batch, units, device=device), None, None, None, k)
+    weight = torch.randn(units, units, device=device).T.requires_grad_()
+    grad, dense = torch.randn(batch, units, device=device), x.to_dense()
+    values, csr = x.values.requires_grad_(), dense.to_sparse_csr()
+    want = grad.double().T @ dense.double()
+
+    def ours():
+        y = dk.sparse_linear(dk.KSparse(values, x.indices, units), weight)
+        return torch.autograd.grad(y, (values, weight), grad)[1]
+
+    def cublas():
+        x_dense = dense.detach().requires_grad_()
+        return torch.autograd.grad(torch.nn.functional.linear(x_dense, weight), (x_dense, weight), grad)[1]
+
+    def by_csr():
+        return (csr.transpose(0, 1).to_sparse_csr() @ grad).T
+
+    rivals = {"ours": ours, "cuBLAS": cublas, "sparse CSR (dW alone)": by_csr}
+    cost = {"bytes": 3 * weight.numel() * 4, "flops": 6 * batch * k * units}
+    name = f"k-sparse product, forward and backward, B = {batch}, I = O = {units}"
+    return name, rivals, lambda out: assert_close(out, want, terms=batch), cost
+
+
+def layers(device, batch):
+    units, k = 2048, 102
+    shapes = ((batch, INPUTS), (units, INPUTS), (units,), (1, CONTEXT), (units, 10, CONTEXT))
+    args = [torch.randn(*shape, device=device) / 28 for shape in shapes]
+
+    def plain(x, weight, bias, context, segments):
+        y = torch.nn.functional.linear(x, weight, bias)
+        return topk_kwinners(y * ref.segment_gate(context, segments)[0], k)
+
+    def planned(plan):
+        def run():
+            os.environ["DENDRITE_PLAN"] = plan
+            try:
+                return dk.dendritic_linear(*args, k=k)
+            finally:
+                del os.environ["DENDRITE_PLAN"]
+
+        return run
+
+    want, compiled = plain(*(t.double() for t in args)), torch.compile(plain)
+    rivals = {
+        "ours": planned("many"),
+        "ours, one launch": planned("one"),
+        "plain": lambda: plain(*args),
+        "compiled plain": lambda: compiled(*args),
+    }
+
+    def check(out):  # a winner on an edge may differ
+        assert float((out.double() - want).norm() / want.norm()) < 0.02
+
+    cost = {"bytes": (args[1].numel() + args[4].numel()) * 4, "flops": 2 * batch * args[1].numel()}
+    return f"dendritic_linear, S = 10, B = {batch}, O = {units}", rivals, check, cost
+
+
+CASES = [
+    *((gates, (segments, contexts, 2048)) for segments in (10, 100) for contexts in (1, 10)),
+    (gates, (10, 1, 8192)),
+    *((kwinners, shape) for shape in ((256, 2048), (1024, 2048), (256, 8192), (64, 65536))),
+    *((products, (batch, 2048)) for batch in (256, 1024)),
+    *((layers, (batch,)) for batch in (1, 16, 256)),
+]
+
+
+def race(case, sizes, device: str, roof: dict):
+    """A row for each rival."""
+    torch.manual_seed(0)
+    name, rivals, check, cost = case(device, *sizes)
+    floor = max(cost["bytes"] / roof["bytes_per_ms"], cost["flops"] / roof["flops_per_ms"])
+    for label, function in rivals.items():
+        row = {"op": name, "label": label, "device": device, **cost, "roof_ms": round(floor, 5)}
+        try:
+            check(function())
+            row["ms"] = round(milliseconds(function, device), 5)
+            if device == "cuda" and "CSR" not in label:
+                row["graph_ms"] = round(milliseconds(graphed(function), device), 5)
+        except Exception as error:  # a rival that fails is a result, and the others go on
+            row["wrong" if isinstance(error, AssertionError) else "failed"] = str(error)[:400]
+        yield row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda", help="cpu is for trying this script")
+    parser.add_argument("--only", help="cases whose name contains this")
+    args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: no CUDA GPU here")
+    roof, wrong, about = roofs(args.device), False, provenance()
+    print(json.dumps({"op": "roofs", **roof, **about}), flush=True)
+    for case, sizes in CASES:
+        if args.only and args.only not in case.__name__:
+            continue
+        for row in race(case, sizes, args.device, roof):
+            wrong |= row["label"].startswith("ours") and "ms" not in row
+            print(json.dumps(row), flush=True)
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()
