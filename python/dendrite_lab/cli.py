@@ -1,19 +1,25 @@
-"""`dendrite-lab list | run | report`."""
+"""`dendrite-lab list | run | sweep | report`."""
 
 from __future__ import annotations
 
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
-from .config import EXPERIMENTS, LARGEST_SEED, PUBLISHED, experiment
+from . import published
+from . import sweep as sweeps
+from .config import EXPERIMENTS, LARGEST_SEED, Experiment, experiment
 from .errors import LabError
+from .results import append_row, as_configured, finished_seeds, known_rows, read_rows
 
 app = typer.Typer(
     help="Experiments with active dendrites networks on dendrite_kernels.",
@@ -26,20 +32,36 @@ console = Console(markup=False, emoji=False)
 errors = Console(markup=False, emoji=False, highlight=False, stderr=True, soft_wrap=True)
 
 Out = Annotated[Path, typer.Option("--out", help="Folder of results and of the state of unfinished runs.")]
+Data = Annotated[Path | None, typer.Option(help="Folder of the MNIST files (default: $DENDRITE_DATA/mnist).")]
 
 
 @app.command("list")
-def list_() -> None:
-    """Names every experiment with its published accuracy."""
-    table = Table()
-    table.add_column("experiment", no_wrap=True)
-    for heading in ("tasks", "segments", "epochs", "lr", "published"):
-        table.add_column(heading, justify="right")
+def list_(out: Out = Path("runs")) -> None:
+    """Names every experiment with its published accuracy and, where there are rows, what was measured."""
+    rows = [row for row in known_rows(out) if as_configured(row)]
+    columns = (Column("experiment", no_wrap=True), *(Column(no_wrap=True, justify="right") for _ in range(4)))
+    table = Table(*columns, box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    for column, heading in zip(table.columns[1:], ("epochs @ lr", "published", "ours (seeds)", "seconds"), strict=True):
+        column.header = heading
     for config in EXPERIMENTS.values():
-        published = PUBLISHED[config.family][config.tasks]
-        numbers = (config.tasks, config.segments, config.epochs, f"{config.lr:g}", f"{100 * published:.2f} %")
-        table.add_row(config.name, *(str(n) for n in numbers))
+        ours = [row for row in rows if row["experiment"] == config.name]
+        table.add_row(config.name, f"{config.epochs} @ {config.lr:g}", _percent(config.name), *_measured(ours))
+    for name in published.not_runnable():
+        table.add_row(name, "-", _percent(name), "can't be run", "-")
     console.print(table)
+    for family, why in published.NOT_RUNNABLE.items():
+        console.print(f"{family}_N can't be run: {why}")
+
+
+def _percent(name: str) -> str:
+    return f"{100 * published.ACCURACY[name]:.2f} %" if name in published.ACCURACY else "-"
+
+
+def _measured(rows: list[dict]) -> tuple[str, str]:
+    if not rows:
+        return "-", "-"
+    cost = mean(row["train_seconds"] + row["eval_seconds"] for row in rows)
+    return f"{100 * mean(row['accuracy'] for row in rows):.2f} % ({len(rows)})", f"{cost:.0f}"
 
 
 @app.command()
@@ -51,21 +73,21 @@ def run(
         bool, typer.Option("--resume", help="Go on with runs that were stopped; skip finished ones.")
     ] = False,
     out: Out = Path("runs"),
-    data: Annotated[
-        Path | None, typer.Option(help="Folder of the MNIST files (default: $DENDRITE_DATA/mnist).")
-    ] = None,
+    data: Data = None,
     changes: Annotated[list[str] | None, typer.Option("--set", help="key=value, a field of the configuration.")] = None,
+    curve: Annotated[bool, typer.Option("--curve", help="Evaluate after every task (not training time).")] = False,
 ) -> None:
     """Trains and evaluates an experiment, and adds a row a seed to OUT/results.jsonl."""
     config = experiment(name, _pairs(changes or []))
+    if curve:
+        config = replace(config, evaluate_after=tuple(range(1, config.tasks + 1)))
     if seed + seeds - 1 > LARGEST_SEED:
         raise LabError(f"--seed: expected seeds up to {LARGEST_SEED}, got {seed + seeds - 1}")
 
     # torch takes seconds to import: after what needs none of it
     from .data import load_mnist
-    from .results import append_row, finished_seeds
-    from .train import check_backend, check_unstarted, state_path
-    from .train import run as run_one
+    from .state import check_unstarted, state_path
+    from .train import check_backend
 
     check_backend()
     finished = finished_seeds(out, config) if resume else set()
@@ -77,37 +99,88 @@ def run(
         if s in finished:
             console.print(f"{name}, seed {s}: finished already")
             continue
-        with _progress() as bar:
-            task = bar.add_task(f"{name}, seed {s}", total=None, what="loading")
+        try:
+            _run_seed(config, s, mnist, out, resume=resume)
+        except KeyboardInterrupt:  # typer would end without a word
+            errors.print("stopped; the same command with --resume goes on after the last finished task")
+            raise typer.Exit(130) from None
 
-            def show(done: int, total: int, what: str, bar=bar, task=task) -> None:
-                bar.update(task, completed=done, total=total, what=what)
 
-            try:
-                row = run_one(config, s, mnist, out, resume=resume, progress=show)
-            except KeyboardInterrupt:  # typer would end without a word
-                errors.print("stopped; the same command with --resume goes on after the last finished task")
-                raise typer.Exit(130) from None
-        path = append_row(out, row)
-        state_path(out, config, s).unlink(missing_ok=True)
-        published = PUBLISHED[config.family].get(config.tasks)
-        beside = f" (published: {100 * published:.2f} %)" if published and not changes else ""
-        console.print(
-            f"{name}, seed {s}: mean accuracy over {config.tasks} tasks {100 * row['accuracy']:.2f} %{beside}; "
-            f"training {row['train_seconds']:.0f} s, evaluation {row['eval_seconds']:.0f} s, "
-            f"{row['step_ms']:.1f} ms a step (median). Row added to {path}"
-        )
+def _run_seed(config: Experiment, seed: int, mnist, out: Path, *, resume: bool, check=lambda: None) -> dict:
+    """One run with its progress shown, its row added and its state removed; check() is called at every step."""
+    from .state import state_path
+    from .train import run as run_one
+
+    with _progress() as bar:
+        task = bar.add_task(f"{config.name}, seed {seed}", total=None, what="loading")
+
+        def show(done: int, total: int, what: str) -> None:
+            bar.update(task, completed=done, total=total, what=what)
+            check()
+
+        row = run_one(config, seed, mnist, out, resume=resume, progress=show)
+    path = append_row(out, row)
+    state_path(out, config, seed).unlink(missing_ok=True)
+    beside = f" (published: {_percent(config.name)})" if as_configured(row) and _percent(config.name) != "-" else ""
+    found = f", {row['clusters']} clusters found" if "clusters" in row else ""
+    console.print(
+        f"{config.name}, seed {seed}: mean accuracy over {config.tasks} tasks {100 * row['accuracy']:.2f} %{beside}"
+        f"{found}; training {row['train_seconds']:.0f} s, evaluation {row['eval_seconds']:.0f} s, "
+        f"{row['step_ms']:.1f} ms a step (median). Row added to {path}"
+    )
+    return row
 
 
 @app.command()
-def report(out: Out = Path("runs")) -> None:
-    """Prints results beside the published numbers and draws accuracy against tasks."""
-    from . import report as reports
-    from .results import read_rows
+def sweep(
+    budget: Annotated[str, typer.Option(help="Time for all runs together: 90s, 150m, 1h30m.")],
+    plan: Annotated[Path, typer.Option(help="A line an experiment, with its number of seeds.")] = sweeps.PLAN,
+    out: Out = Path("runs"),
+    data: Data = None,
+) -> None:
+    """Runs what is missing of a plan, in its order, as far as the budget goes; the same command goes on later."""
+    limit = sweeps.seconds(budget)
+    rows = known_rows(out)
+    todo = sweeps.missing(sweeps.read_plan(plan), rows)
 
-    rows = read_rows(out)
-    console.print(reports.table(rows))
-    console.print(f"plot: {reports.plot(rows, out / 'accuracy.png').resolve()}", soft_wrap=True)
+    from .data import load_mnist
+    from .train import check_backend
+
+    check_backend()
+    mnist = load_mnist(data, say=console.print)
+
+    def run_one(planned: sweeps.Run, deadline: float) -> dict:
+        def check() -> None:
+            if time.monotonic() > deadline:
+                raise sweeps.OutOfTime
+
+        return _run_seed(EXPERIMENTS[planned[0]], planned[1], mnist, out, resume=True, check=check)
+
+    try:
+        left = sweeps.work_through(todo, rows, limit, run_one, console.print)
+    except KeyboardInterrupt:
+        errors.print("stopped; the same command goes on after the last finished task")
+        raise typer.Exit(130) from None
+    console.print(f"{len(todo) - len(left)} of {len(todo)} missing runs done, {len(left)} left")
+
+
+@app.command()
+def report(
+    out: Out = Path("runs"),
+    committed: Annotated[
+        bool, typer.Option("--committed", help="Take in the rows that the repository comes with.")
+    ] = False,
+) -> None:
+    """Prints results beside the published numbers and draws the papers' figures."""
+    from . import figures
+    from . import report as reports
+
+    rows = known_rows(out) if committed else read_rows(out)
+    for table in (reports.table(rows), reports.clusters_table(rows), reports.not_run(rows)):
+        if table is not None:
+            console.print(table)
+    for path in figures.draw_all(rows, out):
+        console.print(f"plot: {path.resolve()}", soft_wrap=True)
 
 
 def _pairs(changes: list[str]) -> dict[str, str]:

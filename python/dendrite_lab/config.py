@@ -1,83 +1,82 @@
-"""The named experiments as typed configurations, with the published numbers that they are judged against."""
+"""The named experiments (shared facts: Grewal et al. 2021, tables of its appendix; Bain 2022, section 3.2)."""
 
 from __future__ import annotations
 
 import difflib
-import math
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import replace
 
+from . import published
 from .errors import LabError
+from .experiment import LARGEST_SEED, Experiment, changed
 
-LARGEST_SEED = 2**32 - 1  # what follows from a seed and a task stays within torch's 64 bits
+__all__ = ["EXPERIMENTS", "LARGEST_SEED", "Experiment", "experiment"]
 
-
-@dataclass(frozen=True)
-class Experiment:
-    """A permutedMNIST experiment with prototype contexts (Grewal et al. 2021, table 4 and appendix)."""
-
-    name: str
-    family: str
-    tasks: int
-    epochs: int
-    lr: float
-    segments: int
-    context_density: float
-    hidden: tuple[int, ...] = (2048, 2048)
-    percent_on: float = 0.05
-    weight_sparsity: float = 0.5
-    batch_size: int = 256
-    test_batch_size: int = 512
-    evaluate_after: tuple[int, ...] = (2, 5, 10, 25, 50, 100)
-    data_seed: int = 42
-    train_samples: int = 60000  # fewer for a quick look; a result with fewer says so in its configuration
-
-    def to_dict(self) -> dict:
-        """The fields as JSON gives them back (lists, not tuples), so that rows and states compare by ==."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-
-    def checks(self) -> None:
-        """Raises LabError for values that no run could use."""
-        for field in ("tasks", "epochs", "segments", "batch_size", "test_batch_size", "train_samples"):
-            if getattr(self, field) < 1:
-                raise LabError(f"{field}: expected 1 or more, got {getattr(self, field)}")
-        for field in ("hidden", "evaluate_after"):
-            if min(getattr(self, field)) < 1:
-                raise LabError(f"{field}: expected numbers of 1 or more, got {_as_typed(getattr(self, field))}")
-        if not 0 < self.lr < math.inf:  # NaN is neither
-            raise LabError(f"lr: expected a finite number above 0, got {self.lr}")
-        if not 0 <= self.data_seed <= LARGEST_SEED:
-            raise LabError(f"data_seed: expected 0 to {LARGEST_SEED}, got {self.data_seed}")
-        if not self.batch_size <= self.train_samples <= 60000:
-            raise LabError(f"train_samples: expected batch_size ({self.batch_size}) to 60000, got {self.train_samples}")
-        for field, top in (("percent_on", 1), ("context_density", 1)):
-            if not 0 < getattr(self, field) <= top:
-                raise LabError(f"{field}: expected a fraction in (0, 1], got {getattr(self, field)}")
-        if not 0 <= self.weight_sparsity < 1:
-            raise LabError(f"weight_sparsity: expected a fraction in [0, 1), got {self.weight_sparsity}")
-        if round(min(self.hidden) * self.percent_on) < 1:
-            raise LabError(f"percent_on: {self.percent_on} of {min(self.hidden)} units leaves no winner in a layer")
-
-
-# systems.md, section 2: epochs and learning rate by number of tasks
-_PROTOTYPE = {2: (1, 5e-4), 5: (1, 5e-4), 10: (3, 5e-4), 25: (5, 3e-4), 50: (3, 3e-4), 100: (3, 1e-4)}
-_SEGMENTS_10 = {2: (5, 1e-3), 5: (5, 7e-4), 10: (3, 5e-4), 25: (5, 3e-4), 50: (5, 7e-5), 100: (3, 7e-5)}
-
-# family: number of tasks -> mean accuracy over all of them after the last, of 8 trials (Grewal et al. 2021, figure 6)
-PUBLISHED = {
-    "prototype": {2: 0.974744, 5: 0.963630, 10: 0.945509, 25: 0.920947, 50: 0.870479, 100: 0.814206},
-    "prototype_segments_10": {2: 0.975281, 5: 0.964697, 10: 0.945509, 25: 0.913108, 50: 0.862821, 100: 0.784747},
+# family: number of tasks -> (epochs, learning rate)
+TRAINED = {
+    "prototype": {2: (1, 5e-4), 5: (1, 5e-4), 10: (3, 5e-4), 25: (5, 3e-4), 50: (3, 3e-4), 100: (3, 1e-4)},
+    "prototype_segments_10": {2: (5, 1e-3), 5: (5, 7e-4), 10: (3, 5e-4), 25: (5, 3e-4), 50: (5, 7e-5), 100: (3, 7e-5)},
+    "construct_prototype": {2: (5, 1e-3), 5: (5, 1e-3), 10: (3, 1e-3), 25: (1, 3e-4), 50: (3, 1e-4), 100: (3, 1e-4)},
+    "active_dendrites_only": {
+        **{2: (5, 5e-4), 5: (10, 1e-3), 10: (5, 5e-6), 25: (5, 5e-6), 50: (5, 1e-5), 100: (5, 5e-6)}
+    },
+    "sparse_representations_only": {
+        **{2: (3, 1e-3), 5: (10, 5e-5), 10: (5, 1e-4), 25: (10, 1e-5), 50: (10, 1e-5), 100: (5, 1e-4)}
+    },
+    "three_layer_mlp": {10: (5, 3e-6), 100: (3, 1e-6)},
+    "ten_layer_mlp": {10: (3, 3e-6), 100: (3, 3e-7)},
+    "context_mean": {10: (3, 5e-4), 100: (3, 7e-5)},
+    "context_onehot": {10: (3, 5e-4), 100: (3, 7e-5)},
+    "context_zeros": {10: (3, 5e-4), 100: (3, 7e-5)},
 }
+
+_PLAIN = {"segments": 0, "context": "none", "activation": "relu", "weight_sparsity": 0.0}
+_BAIN = {"segments": 10, "context_density": 0.05, "optimizer_lifetime": "run"}
+
+# family: what differs from prototype_N, which has as many segments as tasks
+NETWORKS = {
+    "prototype": {},
+    "prototype_segments_10": {"segments": 10, "context_density": 0.05},
+    "construct_prototype": {"context": "clusters"},
+    "active_dendrites_only": {"activation": "relu"},
+    "sparse_representations_only": {"segments": 0, "context": "none"},
+    "three_layer_mlp": _PLAIN,
+    "ten_layer_mlp": {**_PLAIN, "hidden": (2048,) * 9},
+    "context_mean": {**_BAIN, "context": "mean"},
+    "context_onehot": {**_BAIN, "context": "onehot"},
+    "context_zeros": {**_BAIN, "context": "zeros"},
+}
+
+# Its figures have the accuracy after every task; over a hundred tasks after every tenth is enough.
+_BAIN_EVALUATES = {10: tuple(range(1, 11)), 100: (1, *range(10, 101, 10))}
+
+
+def _families() -> list[Experiment]:
+    out = []
+    for family, trained in TRAINED.items():
+        for tasks, (epochs, lr) in trained.items():
+            config = Experiment(
+                published.name_of(family, tasks), family, tasks, epochs, lr, segments=tasks, context_density=0.1
+            )
+            config = replace(config, **NETWORKS[family])
+            if family.startswith("context_"):
+                config = replace(config, evaluate_after=_BAIN_EVALUATES[tasks])
+            out.append(config)
+    return out
+
+
+def _sweeps() -> list[Experiment]:
+    out = []
+    for field, values in published.SWEPT.items():
+        for tasks in published.SWEEP_TASKS:
+            base = Experiment("", f"sweep_{field}", tasks, 3, 5e-4, segments=tasks, context_density=0.1, percent_on=0.1)
+            out += [replace(base, name=published.sweep_name(field, v, tasks), **{field: v}) for v in values]
+    return out
 
 
 def _experiments() -> dict[str, Experiment]:
-    out = {}
-    for tasks, (epochs, lr) in _PROTOTYPE.items():
-        name = f"prototype_{tasks}"
-        out[name] = Experiment(name, "prototype", tasks, epochs, lr, segments=tasks, context_density=0.1)
-    for tasks, (epochs, lr) in _SEGMENTS_10.items():
-        name = f"prototype_{tasks}_segments_10"
-        out[name] = Experiment(name, "prototype_segments_10", tasks, epochs, lr, segments=10, context_density=0.05)
-    return out
+    named = {config.name: config for config in [*_families(), *_sweeps()]}
+    recorded = replace(named["prototype_10"], name="hidden_activations_per_task", family="hidden_activations")
+    return {**named, recorded.name: replace(recorded, record_activations=5000)}
 
 
 EXPERIMENTS = _experiments()
@@ -85,28 +84,10 @@ EXPERIMENTS = _experiments()
 
 def experiment(name: str, changes: dict[str, str] | None = None) -> Experiment:
     """The experiment of this name, with fields replaced ("lr" -> "1e-3"). Raises LabError for unknown ones."""
+    if name in published.not_runnable():
+        raise LabError(f"{name} can't be run: {published.not_runnable()[name]}")
     if name not in EXPERIMENTS:
         near = difflib.get_close_matches(name, EXPERIMENTS, n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ":"
         raise LabError(f"unknown experiment {name!r}{hint} `dendrite-lab list` names them all")
-    config = EXPERIMENTS[name]
-    config = replace(config, **{key: _parsed(config, key, text) for key, text in (changes or {}).items()})
-    config.checks()
-    return config
-
-
-def _parsed(config: Experiment, key: str, text: str):
-    settable = [f.name for f in fields(config) if f.name not in ("name", "family")]
-    if key not in settable:
-        raise LabError(f"--set {key}: expected one of {', '.join(settable)}")
-    present = getattr(config, key)
-    try:
-        if isinstance(present, tuple):
-            return tuple(int(part) for part in text.split(","))
-        return type(present)(text)
-    except ValueError:
-        raise LabError(f"--set {key}: expected a value like {_as_typed(present)}, got {text!r}") from None
-
-
-def _as_typed(value) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return changed(EXPERIMENTS[name], changes or {})

@@ -1,79 +1,79 @@
-"""Ours beside the published: a table, and a plot of accuracy against the number of tasks."""
+"""Ours beside the published, as tables with bootstrap intervals, and what was not run."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from pathlib import Path
+from collections.abc import Callable
 from statistics import mean
 
-import matplotlib
+import numpy as np
+from rich.table import Column, Table
+from rich.text import Text
+from scipy.stats import bootstrap
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from rich.table import Table
-
-from .config import EXPERIMENTS, PUBLISHED
-from .errors import naming
-
-TITLES = {"prototype": "segments = tasks", "prototype_segments_10": "10 segments"}
+from . import published
+from .config import EXPERIMENTS
+from .results import as_configured
+from .sweep import estimate
 
 
-def as_configured(row: dict) -> bool:
-    """Whether a row is of the experiment as named (no --set): only such rows stand beside published numbers."""
-    named = EXPERIMENTS.get(row["experiment"])
-    return named is not None and row["config"] == named.to_dict()
+def interval(values: list[float]) -> tuple[float, float] | None:
+    """The bootstrap 95 % interval of the mean (percentiles of 9,999 resamples, drawn alike each time); None of one."""
+    if len(values) < 2:
+        return None
+    found = bootstrap((np.asarray(values),), np.mean, method="percentile", rng=np.random.default_rng(0))
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def grouped(rows: list[dict], key: Callable[[dict], object]) -> dict:
+    """Rows by key, in the order of the keys."""
+    groups = defaultdict(list)
+    for row in rows:
+        groups[key(row)].append(row)
+    return dict(sorted(groups.items()))
 
 
 def table(rows: list[dict]) -> Table:
-    """Mean accuracy by experiment, with seeds, times and the published value."""
-    out = Table(title="mean accuracy over all tasks after the last")
-    out.add_column("experiment", no_wrap=True)
-    for heading in ("seeds", "ours", "published", "diff.", "train + test"):
-        out.add_column(heading, justify="right", no_wrap=True)
-    for name, group in _grouped(rows, "experiment").items():
+    """Mean accuracy by experiment, with its interval, seeds, times and the published value."""
+    headings = ("seeds", "ours", "95 %", "published", "diff.", "train + test")
+    columns = [Column("experiment", no_wrap=True), *(Column(h, justify="right", no_wrap=True) for h in headings)]
+    out = Table(*columns, title="mean accuracy over all tasks after the last, %", padding=(0, 0), pad_edge=False)
+    for name, group in grouped(rows, lambda row: row["experiment"]).items():
         named = [row for row in group if as_configured(row)]
         for label, some in ((name, named), (f"{name} (--set)", [r for r in group if r not in named])):
             if some:
-                out.add_row(label, *_cells(some, published=label == name))
+                out.add_row(Text(label), *_cells(some, published.ACCURACY.get(name) if label == name else None))
     return out
 
 
-def _cells(rows: list[dict], published: bool) -> list[str]:
-    ours = mean(row["accuracy"] for row in rows)
-    value = PUBLISHED.get(rows[0]["family"], {}).get(rows[0]["config"]["tasks"]) if published else None
-    times = " + ".join(f"{mean(row[key] for row in rows):.0f}" for key in ("train_seconds", "eval_seconds"))
+def _cells(rows: list[dict], value: float | None) -> list[str]:
+    accuracies = [row["accuracy"] for row in rows]
+    ours, ends = mean(accuracies), interval(accuracies)
+    between = "-" if ends is None else "-".join(f"{100 * end:.2f}" for end in ends)
     versus = ["-", "-"] if value is None else [f"{100 * value:.2f} %", f"{100 * (ours - value):+.2f}"]
-    return [str(len(rows)), f"{100 * ours:.2f} %", *versus, f"{times} s"]
+    times = " + ".join(f"{mean(row[key] for row in rows):.0f}" for key in ("train_seconds", "eval_seconds"))
+    return [str(len(rows)), f"{100 * ours:.2f} %", between, *versus, f"{times} s"]
 
 
-def plot(rows: list[dict], path: Path) -> Path:
-    """Accuracy against tasks, a colour for each family: published (line), ours (a dot a run) and their mean (ring)."""
-    figure, axes = plt.subplots(figsize=(7, 4.5), constrained_layout=True)
-    for colour, (family, published) in zip(("C0", "C1"), PUBLISHED.items(), strict=True):
-        axes.plot(*zip(*published.items(), strict=True), "-", color=colour, lw=1, label=f"published, {TITLES[family]}")
-        ours = [row for row in rows if row["family"] == family and as_configured(row)]
-        if not ours:
-            continue
-        axes.plot([r["config"]["tasks"] for r in ours], [r["accuracy"] for r in ours], ".", color=colour, alpha=0.5)
-        means = {t: mean(r["accuracy"] for r in group) for t, group in _grouped(ours, "tasks").items()}
-        axes.plot(
-            *zip(*means.items(), strict=True), "o", ms=9, mfc="none", color=colour, label=f"ours, {TITLES[family]}"
-        )
-    axes.set(xscale="log", xlabel="tasks", ylabel="mean accuracy over all tasks", title="permutedMNIST")
-    ticks = sorted(PUBLISHED["prototype"])
-    axes.set_xticks(ticks, [str(t) for t in ticks])
-    axes.minorticks_off()
-    axes.grid(alpha=0.3)
-    axes.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with naming(path):
-        figure.savefig(path, dpi=150)
-    plt.close(figure)
-    return path
+def clusters_table(rows: list[dict]) -> Table | None:
+    """Clusters found beside the published counts, for experiments that find their contexts."""
+    found = [row for row in rows if "clusters" in row and as_configured(row)]
+    if not found:
+        return None
+    out = Table("experiment", "ours", "published", title="clusters found", padding=(0, 0), pad_edge=False)
+    for name, group in grouped(found, lambda row: row["experiment"]).items():
+        out.add_row(name, f"{mean(row['clusters'] for row in group):.2f}", f"{published.CLUSTERS[name]:g}")
+    return out
 
 
-def _grouped(rows: list[dict], key: str) -> dict:
-    groups = defaultdict(list)
-    for row in rows:
-        groups[row["config"][key] if key == "tasks" else row[key]].append(row)
-    return dict(sorted(groups.items()))
+def not_run(rows: list[dict]) -> Table:
+    """Every published or named row that has no result, and why."""
+    out = Table("not run", "why", padding=(0, 0), pad_edge=False)
+    run = {row["experiment"] for row in rows if as_configured(row)}
+    for name, config in EXPERIMENTS.items():
+        if name not in run:
+            minutes = estimate(config, rows) / 60
+            out.add_row(name, f"no rows yet: about {minutes:.0f} min a seed")
+    for family, why in published.NOT_RUNNABLE.items():
+        out.add_row(f"{family}_N", why)
+    return out

@@ -8,12 +8,13 @@ import subprocess
 from datetime import datetime, timezone
 from pathlib import Path
 
-from dendrite_kernels.__main__ import versions
-
-from .config import Experiment
+from .config import EXPERIMENTS, Experiment
 from .errors import LabError, naming
+from .experiment import completed
 
 ROWS = "results.jsonl"
+# Rows that a checkout comes with; an installed package has none.
+COMMITTED = Path(__file__).resolve().parents[2] / "bench/results/runs_cpu.jsonl"
 NUMBER = (int, float)
 # What is read of a row, here and in the report; all else in it is for people.
 READ = {"experiment": str, "family": str, "seed": int, "config": dict}
@@ -22,6 +23,8 @@ READ |= {"accuracy": NUMBER, "train_seconds": NUMBER, "eval_seconds": NUMBER}
 
 def provenance() -> dict:
     """Versions, machine, commit and time of day."""
+    from dendrite_kernels.__main__ import versions  # with torch, which takes seconds
+
     return {
         "versions": versions(),
         "commit": commit(),
@@ -59,18 +62,38 @@ def append_row(folder: Path, row: dict) -> Path:
 
 
 def read_rows(folder: Path) -> list[dict]:
-    """All rows; the newest where an experiment, its configuration and seed were run again."""
+    """All rows of a folder; the newest where an experiment, its configuration and seed were run again."""
     path = folder / ROWS
     if not path.exists():
         raise LabError(f"no results in {folder}: run an experiment first, e.g. `dendrite-lab run prototype_10`")
+    return rows_of(path)
+
+
+def rows_of(*paths: Path) -> list[dict]:
+    """The rows of these files, without those that are not there; the newest of each run."""
     newest = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        try:
-            row = _parsed(line)
-        except ValueError as error:  # of JSON or of UTF-8 too
-            raise LabError(f"{path}, line {number}: not a result row ({error}): remove it and run again") from None
-        newest[row["experiment"], row["seed"], json.dumps(row["config"], sort_keys=True)] = row
+    for path in paths:
+        for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else (), 1):
+            try:
+                row = _parsed(line)
+            except ValueError as error:  # of JSON or of UTF-8 too
+                raise LabError(f"{path}, line {number}: not a result row ({error}): remove it and run again") from None
+            newest[row["experiment"], row["seed"], json.dumps(row["config"], sort_keys=True)] = row
     return list(newest.values())
+
+
+def known_rows(folder: Path) -> list[dict]:
+    """The committed rows and a folder's."""
+    return rows_of(COMMITTED, folder / ROWS)
+
+
+def as_configured(row: dict) -> bool:
+    """Whether a row is of the experiment as named (no --set): only such rows stand beside published numbers."""
+    named = EXPERIMENTS.get(row["experiment"])
+    if named is None:
+        return False
+    # when to evaluate changes no number of the last evaluation
+    return row["config"] == {**named.to_dict(), "evaluate_after": row["config"].get("evaluate_after")}
 
 
 def _parsed(line: bytes) -> dict:
@@ -82,7 +105,7 @@ def _parsed(line: bytes) -> dict:
             raise ValueError(f"no {key}, or one of another type")
     if not isinstance(row["config"].get("tasks"), int):
         raise ValueError("no tasks in config")
-    return row
+    return {**row, "config": completed(row["config"])}
 
 
 def finished_seeds(folder: Path, config: Experiment) -> set[int]:

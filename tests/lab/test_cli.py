@@ -8,8 +8,8 @@ import time
 
 import pytest
 import torch
-from dendrite_lab import cli, results, train
-from dendrite_lab.config import EXPERIMENTS, PUBLISHED, experiment
+from dendrite_lab import cli, contexts, published, results, state, train
+from dendrite_lab.config import EXPERIMENTS, experiment
 from dendrite_lab.errors import LabError
 from typer.testing import CliRunner
 
@@ -22,8 +22,11 @@ def config(small):
 def test_list_names_every_experiment():
     out = CliRunner().invoke(cli.app, ["list"])
     assert out.exit_code == 0
-    for name, config in EXPERIMENTS.items():
-        assert name in out.output and f"{100 * PUBLISHED[config.family][config.tasks]:.2f} %" in out.output
+    lines = {line.split()[0]: line for line in out.output.splitlines() if line.strip()}
+    for name in (*EXPERIMENTS, *published.not_runnable()):
+        value = published.ACCURACY.get(name)
+        assert value is None or f"{100 * value:.2f} %" in lines[name]
+    assert "can't be run" in lines["si_prototype_10"] and "si_prototype_N can't be run: needs Synaptic" in out.output
 
 
 @pytest.mark.parametrize("words", [[], ["run"], ["report"], ["list"]])
@@ -85,7 +88,7 @@ def test_a_stopped_run_resumes_to_the_same_numbers(config, mnist, tmp_path, at, 
 
 def test_an_unfinished_run_is_not_written_over(config, mnist, tmp_path):
     train.run(config, 0, mnist, tmp_path)
-    path = train.state_path(tmp_path, config, 0)
+    path = state.state_path(tmp_path, config, 0)
     before = path.read_bytes()
     with pytest.raises(
         LabError, match=r"seed0\.state\.pt is of an unfinished run: --resume goes on with it; delete it"
@@ -98,18 +101,18 @@ def test_an_unfinished_run_is_not_written_over(config, mnist, tmp_path):
 def test_saving_takes_its_share_of_the_time(config, monkeypatch, cost, saved):
     """Tasks of ten seconds, and states that take `cost` seconds to save."""
     clock, done = [0.0], []
-    monkeypatch.setattr(train.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(state.time, "perf_counter", lambda: clock[0])
 
-    def save(state, path):
+    def save(saved, path):
         clock[0] += cost
-        done.append(state.tasks_done)
+        done.append(saved.tasks_done)
 
-    monkeypatch.setattr(train.State, "save", save)
-    state = train.State(config.to_dict(), 0, 1)
-    saver = train.Saver(state, None)
+    monkeypatch.setattr(state.State, "save", save)
+    run = state.State(config.to_dict(), 0, 1)
+    saver = state.Saver(run, None)
     for task in range(1, 9):
         clock[0] += 10
-        state.tasks_done = task
+        run.tasks_done = task
         saver.save_if_worth(last=task == 8)
     assert done == saved
 
@@ -122,7 +125,7 @@ def test_a_state_of_another_configuration_is_refused(config, mnist, tmp_path):
 
 
 def test_a_damaged_state_is_refused(config, mnist, tmp_path):
-    train.state_path(tmp_path, config, 0).write_bytes(b"junk")
+    state.state_path(tmp_path, config, 0).write_bytes(b"junk")
     with pytest.raises(LabError, match=r"state\.pt can't be read .* delete it to start anew"):
         train.run(config, 0, mnist, tmp_path, resume=True)
 
@@ -131,8 +134,11 @@ def test_evaluation_takes_the_nearest_prototype(config, mnist):
     """Against a plain loop: one sample at a time, its own context, no index."""
     model = train.build_model(config, 0)
     tasks = train.PermutedMNIST(mnist, 3)
-    prototypes = torch.stack([tasks.train(t)[0].mean(0) for t in range(3)])
-    got = train.evaluate(model, tasks, 3, prototypes, batch=64)
+    source = contexts.Prototypes()
+    for task in range(3):
+        source.begin_task(tasks.train(task)[0])
+    prototypes = source.all()
+    got = train.evaluate(model, tasks, 3, source, batch=64)
     want = []
     model.eval()
     for task in range(3):

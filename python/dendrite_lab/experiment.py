@@ -1,0 +1,140 @@
+"""What a permutedMNIST experiment is: its network, where its contexts come from, how it is trained and evaluated."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+
+from .errors import LabError
+
+LARGEST_SEED = 2**32 - 1  # what follows from a seed and a task stays within torch's 64 bits
+CLUSTER_PIXELS = 256  # that contexts found by clustering are made of
+IMAGE_PIXELS = 784
+
+# field: what it may be
+CHOICES = {
+    "activation": ("kwinners", "relu"),
+    "context": ("prototype", "clusters", "mean", "onehot", "zeros", "none"),
+    "optimizer_lifetime": ("task", "run"),
+}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A configuration. Without segments, with ReLU and dense weights, the network is torch's ordinary layers.
+
+    context: "prototype" (mean image of a task in training, the nearest of them at test), "clusters" (found while
+    training), of the true task at test too: "mean" image, "onehot" or "zeros"; "none" for no dendrites.
+    """
+
+    name: str
+    family: str
+    tasks: int
+    epochs: int
+    lr: float
+    segments: int  # a unit; 0: no dendrites
+    context_density: float
+    hidden: tuple[int, ...] = (2048, 2048)
+    percent_on: float = 0.05  # share of winners, with activation kwinners
+    weight_sparsity: float = 0.5
+    batch_size: int = 256
+    test_batch_size: int = 512
+    evaluate_after: tuple[int, ...] = (2, 5, 10, 25, 50, 100)
+    data_seed: int = 42
+    train_samples: int = 60000  # fewer for a quick look; a result with fewer says so in its configuration
+    activation: str = "kwinners"
+    context: str = "prototype"
+    optimizer_lifetime: str = "task"  # "run": Adam is never made anew
+    record_activations: int = 0  # test samples a task whose active units are counted after the last task
+
+    @property
+    def plain(self) -> bool:
+        """Whether nothing of the network is sparse or dendritic."""
+        return not self.segments and self.activation == "relu" and not self.weight_sparsity
+
+    @property
+    def dim_context(self) -> int:
+        if self.context in ("onehot", "zeros"):
+            return self.tasks
+        return CLUSTER_PIXELS if self.context == "clusters" else IMAGE_PIXELS
+
+    @property
+    def steps(self) -> int:
+        """Training steps of the whole run."""
+        return self.tasks * self.epochs * (self.train_samples // self.batch_size)
+
+    @property
+    def evaluations(self) -> int:
+        """Passes over a task's test images in the whole run."""
+        return sum({seen for seen in self.evaluate_after if seen < self.tasks} | {self.tasks})
+
+    def to_dict(self) -> dict:
+        """The fields as JSON gives them back (lists, not tuples), so that rows and states compare by ==."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    def checks(self) -> None:
+        """Raises LabError for values that no run could use."""
+        for field in ("tasks", "epochs", "batch_size", "test_batch_size", "train_samples"):
+            if getattr(self, field) < 1:
+                raise LabError(f"{field}: expected 1 or more, got {getattr(self, field)}")
+        for field in ("segments", "record_activations"):
+            if getattr(self, field) < 0:
+                raise LabError(f"{field}: expected 0 or more, got {getattr(self, field)}")
+        for field in ("hidden", "evaluate_after"):
+            if min(getattr(self, field)) < 1:
+                raise LabError(f"{field}: expected numbers of 1 or more, got {_as_typed(getattr(self, field))}")
+        for field, choices in CHOICES.items():
+            if getattr(self, field) not in choices:
+                raise LabError(f"{field}: expected one of {', '.join(choices)}, got {getattr(self, field)}")
+        if not 0 < self.lr < math.inf:  # NaN is neither
+            raise LabError(f"lr: expected a finite number above 0, got {self.lr}")
+        if not 0 <= self.data_seed <= LARGEST_SEED:
+            raise LabError(f"data_seed: expected 0 to {LARGEST_SEED}, got {self.data_seed}")
+        if not self.batch_size <= self.train_samples <= 60000:
+            raise LabError(f"train_samples: expected batch_size ({self.batch_size}) to 60000, got {self.train_samples}")
+        for field, top in (("percent_on", 1), ("context_density", 1)):
+            if not 0 < getattr(self, field) <= top:
+                raise LabError(f"{field}: expected a fraction in (0, 1], got {getattr(self, field)}")
+        if not 0 <= self.weight_sparsity < 1:
+            raise LabError(f"weight_sparsity: expected a fraction in [0, 1), got {self.weight_sparsity}")
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
+        if (self.context == "none") != (self.segments == 0):
+            raise LabError(f"context: expected none exactly with segments=0, got {self.context} with {self.segments}")
+        if self.activation == "kwinners" and round(min(self.hidden) * self.percent_on) < 1:
+            raise LabError(f"percent_on: {self.percent_on} of {min(self.hidden)} units leaves no winner in a layer")
+        if self.context == "clusters" and self.batch_size < 2:
+            raise LabError("batch_size: expected 2 or more to test a batch against a cluster, got 1")
+        if self.record_activations and self.plain:
+            raise LabError("record_activations: expected 0 for a network of dense ReLU layers")
+
+
+def completed(config: dict) -> dict:
+    """A configuration as it was written, with what an older version did not know of."""
+    defaults = {f.name: f.default for f in fields(Experiment) if f.default is not MISSING}
+    return {**{k: list(v) if isinstance(v, tuple) else v for k, v in defaults.items()}, **config}
+
+
+def changed(config: Experiment, changes: dict[str, str]) -> Experiment:
+    """The configuration with fields replaced ("lr" -> "1e-3"). Raises LabError for those that no run could use."""
+    config = replace(config, **{key: _parsed(config, key, text) for key, text in changes.items()})
+    config.checks()
+    return config
+
+
+def _parsed(config: Experiment, key: str, text: str):
+    settable = [f.name for f in fields(config) if f.name not in ("name", "family")]
+    if key not in settable:
+        raise LabError(f"--set {key}: expected one of {', '.join(settable)}")
+    present = getattr(config, key)
+    try:
+        if isinstance(present, tuple):
+            return tuple(int(part) for part in text.split(","))
+        return type(present)(text)
+    except ValueError:
+        raise LabError(f"--set {key}: expected a value like {_as_typed(present)}, got {text!r}") from None
+
+
+def _as_typed(value) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
