@@ -1,0 +1,112 @@
+"""What the report says and draws: intervals, tables, figures, what was not run."""
+
+import numpy as np
+import pytest
+from dendrite_lab import activations, figures, published, report, results
+from dendrite_lab.config import EXPERIMENTS, experiment
+
+
+def row(name, seed=0, accuracy=0.9, **more):
+    config = experiment(name)
+    base = {"experiment": name, "family": config.family, "seed": seed, "config": config.to_dict()}
+    return {**base, "accuracy": accuracy, "train_seconds": 1, "eval_seconds": 1, **more}
+
+
+def test_the_interval_is_the_percentiles_of_resampled_means():
+    """Against every resample there is: 3 values have 27, of which 2.5 % of the smallest means is value 1 alone."""
+    values = [0.90, 0.92, 0.97]
+    means = np.sort([np.mean([a, b, c]) for a in values for b in values for c in values])
+    low, high = report.interval(values)
+    assert low == pytest.approx(means[0], abs=1e-3) and high == pytest.approx(means[-1], abs=1e-3)
+
+
+def test_the_interval_of_many_is_the_normal_one():
+    values = np.random.default_rng(0).normal(0.9, 0.01, 400)
+    half = 1.96 * values.std() / np.sqrt(400)
+    low, high = report.interval(list(values))
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.1 * half)
+    assert report.interval(list(values)) == (low, high) and report.interval([0.9]) is None
+
+
+def test_rows_of_an_older_version_are_as_configured(tmp_path):
+    """The committed ones: their configurations lack what came later."""
+    rows = results.rows_of(results.COMMITTED)
+    assert len(rows) >= 9 and all(results.as_configured(row) for row in rows)
+
+
+def test_a_curve_stands_beside_the_published_and_a_changed_rate_does_not():
+    curve = row("prototype_10")
+    curve["config"]["evaluate_after"] = list(range(1, 11))
+    other = row("prototype_10")
+    other["config"]["lr"] = 1.0
+    assert results.as_configured(curve) and not results.as_configured(other)
+
+
+def column(table, number):
+    return list(table.columns[number].cells)
+
+
+def test_what_was_not_run_is_listed_with_why():
+    table = report.not_run([row("prototype_10")])
+    why = dict(zip(column(table, 0), column(table, 1), strict=True))
+    assert set(why) == set(EXPERIMENTS) - {"prototype_10"} | {f"{f}_N" for f in published.NOT_RUNNABLE}
+    assert "Synaptic Intelligence" in why["si_prototype_N"] and why["xdg_N"] == "a number from the literature"
+    # 2 x 234 steps at the measured 1 s for 7,020, and two passes of a quarter second
+    assert why["prototype_2"] == "no rows yet: about 0 min a seed"
+
+
+def test_clusters_beside_the_published():
+    table = report.clusters_table([row("construct_prototype_10", s, clusters=c) for s, c in ((0, 10), (1, 13))])
+    assert [column(table, i)[0] for i in range(3)] == ["construct_prototype_10", "11.50", "11.375"]
+    assert report.clusters_table([row("prototype_10")]) is None
+
+
+def test_curves_average_the_runs_that_were_evaluated_there():
+    rows = [{"accuracy_by_task": {"1": [0.9], "2": [0.8, 1.0]}}, {"accuracy_by_task": {"2": [0.4, 0.6], "10": [0.1]}}]
+    assert figures.curve_of(rows, np.mean) == pytest.approx({1: 0.9, 2: 0.7, 10: 0.1})
+    assert figures.curve_of(rows, lambda accuracies: accuracies[-1]) == pytest.approx({1: 0.9, 2: 0.8, 10: 0.1})
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that were drawn, kept from being closed: name -> the points and lines of its panels."""
+    seen, save = {}, figures._saved
+
+    def keep(figure, path):
+        seen[path.name] = [{line.get_label(): line.get_xydata().tolist() for line in a.lines} for a in figure.axes]
+        return save(figure, path)
+
+    monkeypatch.setattr(figures, "_saved", keep)
+    return seen
+
+
+def test_every_figure_shows_what_was_measured_beside_the_published(tmp_path, drawn):
+    shares = [np.eye(10, 40), np.full((10, 40), 0.5)]
+    activations.save(tmp_path / "x.activations.npz", shares)
+    curve = {str(n): [0.9] * n for n in range(1, 11)}
+    recorded = row("hidden_activations_per_task", activations="x.activations.npz", overlap_by_layer=[0.0, 1.0])
+    rows = [
+        *(row("prototype_10", seed, accuracy) for seed, accuracy in ((0, 0.95), (1, 0.93))),
+        row("context_zeros_10", accuracy_by_task=curve),
+        row("construct_prototype_10", clusters=12),
+        row("sweep_segments_20_tasks_10", accuracy=0.77),
+        recorded,
+    ]
+    paths = figures.draw_all(rows, tmp_path)
+    names = ["accuracy", "ablations", "found_contexts", "clusters", "sweeps", "curves", "x.activations"]
+    assert [p.name for p in paths] == [f"{name}.png" for name in names]
+    assert all(p.read_bytes().startswith(b"\x89PNG") for p in paths)
+    (accuracy,) = drawn["accuracy.png"]
+    assert accuracy["ours, segments = tasks"] == [[10, 0.94]]
+    assert [2, 0.974744] in accuracy["published, segments = tasks"] and [100, 0.955] in accuracy[
+        "published, SI + XdG (literature)"
+    ]
+    assert drawn["clusters.png"][0]["ours"] == [[10, 12]] and [50, 56.75] in drawn["clusters.png"][0]["published"]
+    assert drawn["sweeps.png"][0]["ours, 10 tasks"] == [[20, 0.77]]
+    assert [100, 0.8355] in drawn["sweeps.png"][0]["published, 50 tasks"]
+    assert drawn["curves.png"][1]["context_zeros_10"][9] == [10, 0.9]
+
+
+def test_every_family_of_a_figure_is_published_and_titled():
+    for families in figures.AGAINST_TASKS.values():
+        assert all(published.curve(family) and family in figures.TITLES for family in families)
