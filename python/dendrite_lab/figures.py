@@ -46,8 +46,8 @@ def draw_all(rows: list[dict], folder: Path) -> list[Path]:
     named = [row for row in rows if as_configured(row)]
     paths = [against_tasks(named, families, folder / f"{name}.png") for name, families in AGAINST_TASKS.items()]
     paths += [clusters(named, folder / "clusters.png"), sweeps(named, folder / "sweeps.png")]
-    # a curve is a curve whatever was changed; mixed configurations are not
-    curves_of = [row for row in named if len(row.get("accuracy_by_task", {})) > 2]
+    # more often than the papers' six times: a curve was asked for
+    curves_of = [row for row in named if len(row.get("accuracy_by_task", {})) > len(published.TASKS)]
     if curves_of:
         paths.append(curves(curves_of, folder / "curves.png"))
     for row in rows:
@@ -61,7 +61,7 @@ def against_tasks(rows: list[dict], families: tuple[str, ...], path: Path) -> Pa
     figure, axes = plt.subplots(figsize=(7, 4.5), constrained_layout=True)
     for number, family in enumerate(families):
         colour, line = f"C{number}", published.curve(family)
-        axes.plot(*zip(*line.items(), strict=True), "-", color=colour, lw=1, label=f"published, {TITLES[family]}")
+        axes.plot(*zip(*line.items(), strict=True), ".-", color=colour, lw=1, label=f"published, {TITLES[family]}")
         ours = [row for row in rows if row["family"] == family]
         _points(axes, ours, lambda row: row["config"]["tasks"], "accuracy", colour, f"ours, {TITLES[family]}")
     axes.set(xscale="log", xlabel="tasks", ylabel="mean accuracy over all tasks", title="permutedMNIST")
@@ -72,7 +72,7 @@ def clusters(rows: list[dict], path: Path) -> Path:
     """Clusters found against tasks, and the number of tasks itself."""
     figure, axes = plt.subplots(figsize=(5, 4), constrained_layout=True)
     line = published.curve("construct_prototype", published.CLUSTERS)
-    axes.plot(*zip(*line.items(), strict=True), "-", color="C0", lw=1, label="published")
+    axes.plot(*zip(*line.items(), strict=True), ".-", color="C0", lw=1, label="published")
     axes.plot(published.TASKS, published.TASKS, ":", color="grey", label="one a task")
     _points(axes, [row for row in rows if "clusters" in row], lambda r: r["config"]["tasks"], "clusters", "C0", "ours")
     axes.set(xscale="log", yscale="log", xlabel="tasks", ylabel="clusters", title="clusters found while training")
@@ -87,7 +87,7 @@ def sweeps(rows: list[dict], path: Path) -> Path:
             names = {value: published.sweep_name(field, value, tasks) for value in values}
             line = {value: published.ACCURACY[n] for value, n in names.items() if n in published.ACCURACY}
             if line:
-                axes.plot(*zip(*line.items(), strict=True), "-", color=f"C{number}", label=f"published, {tasks} tasks")
+                axes.plot(*zip(*line.items(), strict=True), ".-", color=f"C{number}", label=f"published, {tasks} tasks")
             ours = [row for row in rows if row["experiment"] in names.values()]
             _points(axes, ours, lambda row, f=field: row["config"][f], "accuracy", f"C{number}", f"ours, {tasks} tasks")
         axes.set(xlabel=field.replace("_", " "), ylabel="mean accuracy over all tasks")

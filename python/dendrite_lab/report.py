@@ -72,8 +72,7 @@ def not_run(rows: list[dict]) -> Table:
     run = {row["experiment"] for row in rows if as_configured(row)}
     for name, config in EXPERIMENTS.items():
         if name not in run:
-            minutes = estimate(config, rows) / 60
-            out.add_row(name, f"no rows yet: about {minutes:.0f} min a seed")
+            out.add_row(name, f"no rows yet: about {estimate(config, rows) / 60:.1f} min a seed")
     for family, why in published.NOT_RUNNABLE.items():
         out.add_row(f"{family}_N", why)
     return out
