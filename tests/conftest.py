@@ -60,3 +60,9 @@ def threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def one_thread(threads):
+    """For many steps on tiny tensors: handing them out takes longer than the sums."""
+    threads(1)
