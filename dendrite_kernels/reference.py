@@ -161,6 +161,25 @@ def gated_kwinners_sparse(
     return (torch.where(positive_or_nan(values), values, 0) if relu else values), indices, pre
 
 
+def kwinners2d(
+    y, k, gate=None, context_index=None, local=False, combine="mul", boost=None, relu=False, ties="lowest"
+) -> Tensor:
+    """z [B, C, H, W]: whole channels combined with gates [G, C], then kWTA over C * H * W or, local, over C."""
+    if gate is not None:
+        gate = (gate if context_index is None else gate[context_index.long()])[:, :, None, None]
+    a = combine_gate(y, gate, combine=combine)
+    key = rank(a.detach(), None if boost is None else boost[:, None, None])
+    if local:
+        key = key.movedim(1, 3)
+    rows = key.reshape(-1, key.shape[3]) if local else key.flatten(1)
+    kept = winner_mask(rows, k, ties).view(key.shape)
+    if local:
+        kept = kept.movedim(3, 1)
+    if relu:
+        kept = kept & positive_or_nan(a.detach())
+    return torch.where(kept, a, 0)
+
+
 def sum_by_context(grad_rows: Tensor, gate: Tensor, context_index: Tensor | None) -> Tensor:
     """Adds the rows [B, O] that share a context; [G, O]."""
     if context_index is not None and gate.is_cuda:  # where index_add_ would add in any order

@@ -77,7 +77,59 @@ class DendriteSegments(MaskedParameter):
         return f"{units} units x {segments} segments x {dim_context}, sparsity={self.sparsity}"
 
 
-class DendriticLinear(SparseLinear):
+class Dendritic(nn.Module):
+    """What layers with dendrites share: their `segments` (None without dendrites) and the gate that these make."""
+
+    _winners: type  # the k winners that may end such a layer
+
+    def _set_dendrites(
+        self, units: int, num_segments: int, dim_context: int, dendrite: str, kwinners, relu: bool, **segment_options
+    ) -> None:
+        if dendrite not in DENDRITES:
+            raise ValueError(f"dendrite: expected one of {', '.join(map(repr, DENDRITES))}, got {dendrite!r}")
+        if kwinners is not None and not isinstance(kwinners, self._winners):
+            raise TypeError(f"kwinners: expected {self._winners.__name__}, got {type(kwinners).__name__}")
+        if kwinners is not None and kwinners.n != units:
+            raise ValueError(f"kwinners: expected n = {units} (the layer's units or channels), got {kwinners.n}")
+        if kwinners is not None and relu:
+            raise ValueError("relu: expected False beside kwinners, which has a relu option of its own")
+        self.dendrite, self.kwinners, self.relu = dendrite, kwinners, relu
+        self.segments = None
+        if DENDRITES[dendrite] is not None:
+            self.segments = DendriteSegments(units, num_segments, dim_context, **segment_options)
+
+    @property
+    def combine(self) -> str:
+        """How a gate acts: "mul" or "add"."""
+        return "mul" if self.segments is None else DENDRITES[self.dendrite][2]
+
+    def forward(self, x: Tensor | KSparse, context: Tensor | None = None, context_index: Tensor | None = None):
+        return self.forward_gated(x, self._gate_to_read(context), context_index)
+
+    def gate(self, context: Tensor | None) -> Tensor | None:
+        """The gate [G, O] for contexts [G, C] (None for a layer without dendrites)."""
+        if self.segments is None:
+            return None
+        select, activation, _ = DENDRITES[self.dendrite]
+        return self.segments(self._context(context), select, activation)[0]
+
+    def _gate_to_read(self, context: Tensor | None) -> Tensor | None:
+        segments = self.segments
+        if segments is None or torch.is_grad_enabled() or segments._forward_hooks or segments._forward_pre_hooks:
+            return self.gate(context)
+        select, activation, _ = DENDRITES[self.dendrite]
+        return gate_to_read(self._context(context), segments.weights, segments.biases, select, activation)
+
+    def _context(self, context: Tensor | None) -> Tensor:
+        if context is None:
+            raise ValueError(f"context: expected [G, C] for a layer with dendrites ({self.dendrite}), got None")
+        return context
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, dendrite={self.dendrite}"
+
+
+class DendriticLinear(Dendritic, SparseLinear):
     """A sparse linear layer whose units are gated by their strongest segment, and k-winner-take-all after it.
 
     Args:
@@ -95,6 +147,8 @@ class DendriticLinear(SparseLinear):
 
     Source: Grewal et al. 2021, eq. 1 to 4.
     """
+
+    _winners = KWinners
 
     def __init__(
         self,
@@ -116,47 +170,22 @@ class DendriticLinear(SparseLinear):
     ):
         options = {"sparsity": sparsity, "input_density": input_density, "input_major": input_major}
         super().__init__(in_features, out_features, bias, **options)
-        if dendrite not in DENDRITES:
-            raise ValueError(f"dendrite: expected one of {', '.join(map(repr, DENDRITES))}, got {dendrite!r}")
-        if kwinners is not None and kwinners.n != out_features:
-            raise ValueError(f"kwinners: expected n = {out_features} (out_features), got {kwinners.n}")
-        if kwinners is not None and relu:
-            raise ValueError("relu: expected False beside kwinners, which has a relu option of its own")
-        self.dendrite, self.kwinners, self.relu = dendrite, kwinners, relu
-        self.segments = None
-        if DENDRITES[dendrite] is not None:
-            self.segments = DendriteSegments(
-                out_features,
-                num_segments,
-                dim_context,
-                sparsity=segment_sparsity,
-                context_density=context_density,
-                bias=segment_bias,
-            )
-
-    def gate(self, context: Tensor | None) -> Tensor | None:
-        """The gate [G, O] for contexts [G, C] (None for a layer without dendrites)."""
-        if self.segments is None:
-            return None
-        select, activation, _ = DENDRITES[self.dendrite]
-        return self.segments(self._context(context), select, activation)[0]
-
-    def _gate_to_read(self, context: Tensor | None) -> Tensor | None:
-        segments = self.segments
-        if segments is None or torch.is_grad_enabled() or segments._forward_hooks or segments._forward_pre_hooks:
-            return self.gate(context)
-        select, activation, _ = DENDRITES[self.dendrite]
-        return gate_to_read(self._context(context), segments.weights, segments.biases, select, activation)
-
-    def _context(self, context: Tensor | None) -> Tensor:
-        if context is None:
-            raise ValueError(f"context: expected [G, C] for a layer with dendrites ({self.dendrite}), got None")
-        return context
+        self._set_dendrites(
+            out_features,
+            num_segments,
+            dim_context,
+            dendrite,
+            kwinners,
+            relu,
+            sparsity=segment_sparsity,
+            context_density=context_density,
+            bias=segment_bias,
+        )
 
     def forward(self, x: Tensor | KSparse, context: Tensor | None = None, context_index: Tensor | None = None):
         if context is not None and self._runs_at_once(x, context):
             return self._at_once(x, context, context_index)
-        return self.forward_gated(x, self._gate_to_read(context), context_index)
+        return super().forward(x, context, context_index)
 
     def _runs_at_once(self, x, context) -> bool:
         segments, winners = self.segments, self.kwinners
@@ -196,7 +225,7 @@ class DendriticLinear(SparseLinear):
             gate,
             None if gate is None else context_index,
             None if winners is None else winners.k,
-            combine=DENDRITES[self.dendrite][2] if self.segments is not None else "mul",
+            combine=self.combine,
             boost=None if winners is None else winners.boost(),
             relu=self.relu if winners is None else winners.relu,
             ties="lowest" if winners is None else winners.ties,
@@ -205,6 +234,3 @@ class DendriticLinear(SparseLinear):
         if winners is not None:
             winners.update_duty_cycle(out)
         return out
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, dendrite={self.dendrite}"

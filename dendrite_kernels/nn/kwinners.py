@@ -1,4 +1,4 @@
-"""KWinners: k-winner-take-all with boosting and duty cycles."""
+"""KWinners and KWinners2d: k-winner-take-all with boosting and duty cycles."""
 
 from __future__ import annotations
 
@@ -6,12 +6,66 @@ import torch
 from torch import Tensor, nn
 
 from .. import backend, reference
-from ..ops import KSparse, gated_kwinners_sparse, kwinners
+from ..ops import KSparse, gated_kwinners_sparse, kwinners, kwinners2d
 from ..reference import compute_dtype
 from ..sparsity import check_fraction
 
 
-class KWinners(nn.Module):
+class _Boosted(nn.Module):
+    """What k winners of n units (or channels) need besides the choice itself: how many, their boost, duty cycles."""
+
+    def __init__(
+        self,
+        n: int,
+        percent_on: float,
+        *,
+        k_inference_factor: float = 1.0,
+        boost_strength: float = 0.0,
+        boost_strength_factor: float = 1.0,
+        duty_cycle_period: int = 1000,
+        relu: bool = False,
+        ties: str = "lowest",
+    ):
+        super().__init__()
+        if boost_strength < 0:
+            raise ValueError(f"boost_strength: expected 0 or more, got {boost_strength}")
+        self.n, self.percent_on = n, check_fraction("percent_on", percent_on, one=True)
+        self.k_inference_factor, self.boost_strength_factor = k_inference_factor, boost_strength_factor
+        self.duty_cycle_period, self.relu, self.ties = duty_cycle_period, relu, ties
+        self._boosting = boost_strength > 0  # known without reading a buffer, which would stall a device
+        self.register_buffer("boost_strength", torch.tensor(float(boost_strength)))
+        self.register_buffer("duty_cycle", torch.zeros(n))
+        self.register_buffer("learning_iterations", torch.tensor(0))
+
+    def winners_among(self, units: int) -> int:
+        """Winners among so many units in the present mode."""
+        factor = 1.0 if self.training else self.k_inference_factor
+        return min(units, round(units * self.percent_on * factor))
+
+    def boost(self) -> Tensor | None:
+        """What ranks are multiplied by [n], in float32 (float64), or None without boosting; at inference too."""
+        if not self._boosting:
+            return None
+        wide = compute_dtype(self.duty_cycle.dtype)
+        return torch.exp(-self.boost_strength.to(wide) * self.duty_cycle.to(wide))
+
+    def _count(self, seen: Tensor, values: Tensor, indices: Tensor | None, period: int) -> None:
+        module = reference if torch.compiler.is_compiling() else backend.choose(self.duty_cycle.device)
+        module.update_duty_cycle_(self.duty_cycle, seen, values.detach(), indices, period)
+
+    def update_boost_strength(self) -> None:
+        """Multiplies the boost strength by boost_strength_factor."""
+        self.boost_strength *= self.boost_strength_factor
+
+    def _load_from_state_dict(self, *args):
+        super()._load_from_state_dict(*args)
+        self._boosting = bool(self.boost_strength > 0)
+
+    def extra_repr(self) -> str:
+        return f"{self.n}, percent_on={self.percent_on}, boost_strength={float(self.boost_strength)}, relu={self.relu}"
+
+
+class KWinners(_Boosted):
     """Keeps the k = round(n * percent_on) largest of each row of x [B, n]; the rest become 0.
 
     Args:
@@ -30,44 +84,16 @@ class KWinners(nn.Module):
     Source: Ahmad & Scheinkman 2019, algorithm 1.
     """
 
-    def __init__(
-        self,
-        n: int,
-        percent_on: float,
-        *,
-        k_inference_factor: float = 1.0,
-        boost_strength: float = 0.0,
-        boost_strength_factor: float = 1.0,
-        duty_cycle_period: int = 1000,
-        relu: bool = False,
-        ties: str = "lowest",
-        sparse: bool = False,
-    ):
-        super().__init__()
-        if boost_strength < 0:
-            raise ValueError(f"boost_strength: expected 0 or more, got {boost_strength}")
+    def __init__(self, n: int, percent_on: float, *, sparse: bool = False, ties: str = "lowest", **options):
+        super().__init__(n, percent_on, ties=ties, **options)
         if sparse and ties != "lowest":
             raise ValueError(f"ties: expected 'lowest' with sparse=True (exactly k a row), got {ties!r}")
-        self.n, self.percent_on = n, check_fraction("percent_on", percent_on, one=True)
-        self.k_inference_factor, self.boost_strength_factor = k_inference_factor, boost_strength_factor
-        self.duty_cycle_period, self.relu, self.ties, self.sparse = duty_cycle_period, relu, ties, sparse
-        self._boosting = boost_strength > 0  # known without reading a buffer, which would stall a device
-        self.register_buffer("boost_strength", torch.tensor(float(boost_strength)))
-        self.register_buffer("duty_cycle", torch.zeros(n))
-        self.register_buffer("learning_iterations", torch.tensor(0))
+        self.sparse = sparse
 
     @property
     def k(self) -> int:
         """Winners a row in the present mode."""
-        factor = 1.0 if self.training else self.k_inference_factor
-        return min(self.n, round(self.n * self.percent_on * factor))
-
-    def boost(self) -> Tensor | None:
-        """What ranks are multiplied by [n], in float32 (float64), or None without boosting; at inference too."""
-        if not self._boosting:
-            return None
-        wide = compute_dtype(self.duty_cycle.dtype)
-        return torch.exp(-self.boost_strength.to(wide) * self.duty_cycle.to(wide))
+        return self.winners_among(self.n)
 
     def forward(self, x: Tensor) -> Tensor | KSparse:
         if self.sparse:
@@ -86,23 +112,54 @@ class KWinners(nn.Module):
             raise ValueError(f"x: expected [B, {self.n}], got {tuple(out.shape)}")
         if out.shape[0] == 0:
             return
-        sparse = isinstance(out, KSparse)
-        module = reference if torch.compiler.is_compiling() else backend.choose(self.duty_cycle.device)
-        module.update_duty_cycle_(
-            self.duty_cycle,
-            self.learning_iterations,
-            (out.values if sparse else out).detach(),
-            out.indices if sparse else None,
-            self.duty_cycle_period,
-        )
+        values, indices = (out.values, out.indices) if isinstance(out, KSparse) else (out, None)
+        self._count(self.learning_iterations, values, indices, self.duty_cycle_period)
 
-    def update_boost_strength(self) -> None:
-        """Multiplies the boost strength by boost_strength_factor."""
-        self.boost_strength *= self.boost_strength_factor
 
-    def _load_from_state_dict(self, *args):
-        super()._load_from_state_dict(*args)
-        self._boosting = bool(self.boost_strength > 0)
+class KWinners2d(_Boosted):
+    """Keeps the k largest of each sample of x [B, C, H, W], or of each location of it; the rest become 0.
+
+    Args:
+        channels: C. percent_on: share of winners, in [0, 1], among the C * H * W values of a sample or, with local,
+            among the C of a location; k is that share, rounded.
+        local: choose at each location.
+        k_inference_factor, boost_strength, boost_strength_factor, duty_cycle_period, relu, ties: as KWinners. A channel
+            has one duty cycle, the share of samples and locations in which it was above 0, and one boost.
+
+    Buffers: boost_strength, duty_cycle [C], learning_iterations (samples seen in training).
+
+    forward(x, gate=None, context_index=None, *, combine="mul"): gate [G, C], applied before the choice, as kwinners2d.
+
+    Equivalent to (no boosting): kwinners2d(x, k, gate, context_index, local=local)
+
+    Source: Ahmad & Scheinkman 2019, algorithm 1, for the layers of Bain 2022.
+    """
+
+    def __init__(self, channels: int, percent_on: float, *, local: bool = False, **options):
+        super().__init__(channels, percent_on, **options)
+        self.local = local
+
+    def forward(
+        self, x: Tensor, gate: Tensor | None = None, context_index: Tensor | None = None, *, combine: str = "mul"
+    ) -> Tensor:
+        if x.dim() != 4 or x.shape[1] != self.n:
+            raise ValueError(f"x: expected [B, {self.n}, H, W], got {tuple(x.shape)}")
+        k = self.winners_among(self.n if self.local else x.shape[1:].numel())
+        options = {"local": self.local, "boost": self.boost(), "relu": self.relu, "ties": self.ties}
+        out = kwinners2d(x, k, gate, context_index, combine=combine, **options)
+        self.update_duty_cycle(out)
+        return out
+
+    @torch.no_grad()
+    def update_duty_cycle(self, out: Tensor) -> None:
+        """In training, counts where each channel is above 0 into its running average over the last samples."""
+        area = out.shape[2] * out.shape[3]
+        if not self.training or out.numel() == 0:
+            return
+        # every location is a row: a period and a count of samples are so many times as many rows
+        rows = out.permute(0, 2, 3, 1).reshape(-1, self.n)
+        self._count(self.learning_iterations * area, rows, None, self.duty_cycle_period * area)
+        self.learning_iterations += len(out)
 
     def extra_repr(self) -> str:
-        return f"{self.n}, percent_on={self.percent_on}, boost_strength={float(self.boost_strength)}, relu={self.relu}"
+        return f"{super().extra_repr()}, local={self.local}"

@@ -3,6 +3,7 @@
 from .dendritic_linear import dendritic_linear
 from .ksparse import KSparse
 from .kwinners import gated_kwinners, gated_kwinners_sparse, kwinners
+from .kwinners2d import kwinners2d
 from .linear_kwinners import linear_kwinners
 from .rezero import rezero_
 from .segment_gate import segment_gate
@@ -14,6 +15,7 @@ __all__ = [
     "gated_kwinners",
     "gated_kwinners_sparse",
     "kwinners",
+    "kwinners2d",
     "linear_kwinners",
     "rezero_",
     "segment_gate",

@@ -80,17 +80,17 @@ def context_index(t: Tensor | None, batch: int, gate: Tensor | None, y: Tensor) 
     on_device("context_index", t, "y", y)
 
 
-def winners_arguments(y_name, y, units, gate, bias, index, k, combine, boost) -> None:
+def winners_arguments(y_name, y, units, gate, bias, index, k, combine, boost, letter="O") -> None:
     """What every op with a gate and k winners takes; y only lends its batch size, dtype and device."""
     wide = compute_dtype(y.dtype)
     if gate is not None:
-        tensor("gate", gate, (None, units), "[G, O]")
+        tensor("gate", gate, (None, units), f"[G, {letter}]")
         same("gate", gate, y_name, y, wide)
     if bias is not None:
         tensor("bias", bias, (units,), "[O]")
         same("bias", bias, y_name, y)
     if boost is not None:
-        tensor("boost", boost, (units,), "[O]")
+        tensor("boost", boost, (units,), f"[{letter}]")
         same("boost", boost, y_name, y, wide)
     context_index(index, y.shape[0], gate, y)
     sizes(y_name, y.shape[0] * units, units)
