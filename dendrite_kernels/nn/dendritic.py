@@ -35,6 +35,7 @@ class DendriteSegments(MaskedParameter):
     """
 
     masked_name = "weights"
+    prunable = False
 
     def __init__(
         self,

@@ -82,9 +82,9 @@ class Adam(torch.optim.Optimizer):
         owned = []
         for module in (m for top in modules for m in top.modules()):
             if isinstance(module, MaskedParameter):
-                self._masks[getattr(module, module.masked_name)] = module
+                self._masks[module.masked_weight] = module
             if isinstance(module, (SparseLinear, DendriteSegments)):
-                weight = getattr(module, module.masked_name)
+                weight = module.masked_weight
                 ours = backend.choose(weight.device) is cpu
                 ours = ours or (self._counts_on_device(weight) and isinstance(module, DendriteSegments))
                 if ours and weight.requires_grad and weight.dtype in (torch.float32, torch.float64):

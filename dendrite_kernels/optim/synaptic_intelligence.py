@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..factored import FactoredGrad
 from ..nn import DendriteSegments
-from ..sparsity import rezero_weights
+from ..sparsity import as_one, rezero_weights
 from .adam import Adam
 
 
@@ -29,7 +29,8 @@ class SynapticIntelligence:
     """Steps an optimizer on loss + c * sum_k Omega_k (theta_k - theta*_k)^2, and keeps Omega of the tasks so far.
 
     Args:
-        modules: a module, or several: their parameters are protected.
+        modules: a module, or several: their parameters are protected, by names as in named_parameters() (of several,
+            with the module's number before).
         optimizer: any torch optimizer, or dendrite_kernels.optim.Adam, that has all these parameters. To begin a task
             with a fresh one, assign it: `si.optimizer = torch.optim.Adam(model.parameters())`.
         c: strength of the penalty, 0 or more. xi: damping, 0 or more; with 0, a weight that mattered and then came
@@ -83,8 +84,8 @@ class SynapticIntelligence:
         if variant not in VARIANTS:
             raise ValueError(f"variant: expected one of {', '.join(map(repr, VARIANTS))}, got {variant!r}")
         self.c, self.xi, self.variant = c, xi, variant
-        self._modules = [modules] if isinstance(modules, nn.Module) else list(modules)
-        self.parameters = _protected(self._modules, VARIANTS[variant].protects_segments)
+        self._model = as_one(modules)
+        self.parameters = _protected(self._model, VARIANTS[variant].protects_segments)
         self.optimizer = optimizer
         self.tasks = self._steps = 0
         self.omega, self.importance, self.reference = {}, {}, {}
@@ -149,8 +150,7 @@ class SynapticIntelligence:
         finally:
             _give(parameters, found)
         if not isinstance(self.optimizer, Adam):  # ours leaves masked weights at zero
-            for module in self._modules:
-                rezero_weights(module)
+            rezero_weights(self._model)
         seen = total if self.penalised and VARIANTS[self.variant].omega_takes_penalty else gradients
         torch._foreach_sub_(before, parameters)
         torch._foreach_addcmul_([self.omega[n] for n in names], seen, before)
@@ -217,15 +217,11 @@ class SynapticIntelligence:
         return {name: torch.empty_like(self.parameters[name]).copy_(t) for name, t in saved.items()}
 
 
-def _protected(modules: list[nn.Module], segments: bool) -> dict[str, nn.Parameter]:
-    """The parameters by name; of several modules, with the module's number before it."""
-    if not all(isinstance(m, nn.Module) for m in modules):
-        raise TypeError("modules: expected a module or several, e.g. SynapticIntelligence(model, optimizer)")
-    whole = modules[0] if len(modules) == 1 else nn.ModuleList(modules)
+def _protected(model: nn.Module, segments: bool) -> dict[str, nn.Parameter]:
     left_out = set()
     if not segments:
-        left_out = {p for m in whole.modules() if isinstance(m, DendriteSegments) for p in m.parameters()}
-    out = {name: p for name, p in whole.named_parameters() if p.requires_grad and p not in left_out}
+        left_out = {p for m in model.modules() if isinstance(m, DendriteSegments) for p in m.parameters()}
+    out = {name: p for name, p in model.named_parameters() if p.requires_grad and p not in left_out}
     if not out:
         raise ValueError("modules: expected at least one parameter to protect, got none that requires grad")
     for name, p in out.items():
