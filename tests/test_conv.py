@@ -1,5 +1,6 @@
 """SparseConv2d and DendriticConv2d against torch's convolution and the papers' equations."""
 
+import copy
 import math
 
 import pytest
@@ -70,6 +71,23 @@ def test_gradcheck(one_thread):
         return torch.func.functional_call(layer, dict(zip(names, parameters, strict=True)), (x, context))
 
     assert torch.autograd.gradcheck(run, (x.requires_grad_(), context.requires_grad_(), *parameters))
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_compiled_in_one_graph_once(local):
+    torch._dynamo.reset()
+    layer = dnn.DendriticConv2d(3, 8, 3, 4, 6, kwinners=dnn.KWinners2d(8, 0.25, local=local, boost_strength=1.0))
+    plain = copy.deepcopy(layer)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    contexts, index = torch.randn(3, 6), torch.tensor([2, 0, 1, 2])
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for _ in range(3):
+            x = torch.randn(4, 3, 6, 6)
+            z, want = compiled(x, contexts, index), plain(x, contexts, index)
+            assert_close(z, want, terms=TERMS)
+            z.square().sum().backward()
+    torch.testing.assert_close(layer.kwinners.duty_cycle, plain.kwinners.duty_cycle)
+    assert int(layer.kwinners.learning_iterations) == 12 and (layer.weight.grad != 0).any()
 
 
 def test_gates_computed_once_give_the_same_bits():

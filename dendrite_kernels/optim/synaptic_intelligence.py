@@ -51,8 +51,10 @@ class SynapticIntelligence:
 
     `step` adds the penalty's gradient itself and leaves `.grad` as it found it: the penalty never goes through
     autograd, so it can be neither forgotten nor counted twice nor find its way into the paper's omega. It also puts
-    masked weights back to zero. Gradients in factors (of dendrite_kernels.optim.Adam) are written out for protected
-    parameters once there is a penalty: its steps are dense from then on.
+    masked weights back to zero. A parameter without a gradient is stepped on the penalty's alone, as autograd would
+    have it (a head of another task stays where it is, but for an optimizer's momentum). Gradients in factors, of
+    dendrite_kernels.optim.Adam, are written out for protected parameters; its steps of them are dense once there is a
+    penalty.
 
     Attributes: parameters, what is protected by name; omega, importance (Omega) and reference (theta*), dicts from such
     a name to a tensor of the parameter's shape and dtype, empty before the first step; tasks, the number that ended.
