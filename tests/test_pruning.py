@@ -68,6 +68,15 @@ def test_of_equal_weights_the_first_stay_and_zeros_count_as_left(input_major):
     assert layer.weight_mask.tolist() == [[True, True, False], [False] * 3]
 
 
+def test_a_weight_trained_to_zero_is_not_taken_for_a_masked_one():
+    layer = layer_of([[0.5, 2.0, 3.0, 4.0]])
+    prune(layer, 0.25)
+    with torch.no_grad():
+        layer.weight[0, 3] = 0
+    prune(layer, 0.0)
+    assert layer.weight_mask.tolist() == [[False, True, True, True]]
+
+
 def test_layer_by_layer_as_torch_prunes():
     model = lenet()
     plain = copy.deepcopy(model)
