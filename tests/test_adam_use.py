@@ -8,7 +8,7 @@ import torch
 from test_adam import LR, backward, make_model, parameters_agree, pytestmark, some_batch  # noqa: F401
 
 import dendrite_kernels as dk
-from dendrite_kernels.factored import FactoredGrad, wanted
+from dendrite_kernels.factored import FactoredGrad, _owners, owner, wanted
 from dendrite_kernels.sparsity import rezero_weights
 from dendrite_kernels.testing import assert_same_bits
 
@@ -368,8 +368,8 @@ def test_no_factors_for_a_parameter_that_has_left_its_device():
     model = make_model()
     optimizer = dk.optim.Adam(model, LR)
     weight = model.layers[0].weight
-    assert wanted(weight) and factored.owner(weight) is optimizer
-    factored._owners[weight] = (factored._owners[weight][0], torch.device("meta"))  # as if it had been claimed there
+    assert wanted(weight) and owner(weight) is optimizer
+    _owners[weight] = (_owners.get(weight)[0], torch.device("meta"))  # as if it had been claimed there
     assert not wanted(weight)
 
 
