@@ -33,6 +33,15 @@ def implementation(request):
         cpu._cpu.set_isa(before)
 
 
+@pytest.fixture(params=cpu._cpu.supported_isas() if cpu._cpu else [])
+def isa(request):
+    """Runs the test on each instruction set of this processor, on the CPU backend."""
+    before = cpu._cpu.isa()
+    cpu._cpu.set_isa(request.param)
+    yield request.param
+    cpu._cpu.set_isa(before)
+
+
 @pytest.fixture(autouse=True)
 def poisoned(monkeypatch):
     """Memory that no one has written reads as NaN: a kernel that misses an entry shows."""

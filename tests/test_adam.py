@@ -17,14 +17,6 @@ pytestmark = pytest.mark.skipif(
 BATCH, LR = 24, 0.01
 
 
-@pytest.fixture(params=cpu._cpu.supported_isas() if cpu._cpu else [])
-def isa(request):
-    before = cpu._cpu.isa()
-    cpu._cpu.set_isa(request.param)
-    yield request.param
-    cpu._cpu.set_isa(before)
-
-
 def make_model(dtype=torch.float64, **options):
     torch.manual_seed(0)
     sizes = {"input_size": 20, "hidden_sizes": (40, 37), "output_size": 5, "num_segments": 4, "dim_context": 13}

@@ -75,16 +75,34 @@ DK_INLINE const T* gradient_row(const KSparseOuter<T>& p, const OuterRows<T>& ro
   return full;
 }
 
+// The gradient g (null: zero) of a row and the penalty's, into total.
+template <class T>
+DK_INLINE const T* with_penalty(const Synapses<T>& synapses, int64_t at, const T* g, const T* weights, int64_t n, T* total) {
+  const T *importance = synapses.importance + at, *reference = synapses.reference + at;
+  for (int64_t i = 0; i < n; i++) {
+    const T penalty = synapses.strength * importance[i] * (weights[i] - reference[i]);
+    total[i] = g ? g[i] + penalty : penalty;
+  }
+  return total;
+}
+
+template <class T>
+DK_INLINE void count_change(T* omega, const T* g, const T* before, const T* weights, int64_t n) {
+  for (int64_t i = 0; i < n; i++) omega[i] -= g[i] * (weights[i] - before[i]);
+}
+
 template <class T> void adam_outer(const AdamOuter<T>& p) {
   const KSparseOuter<T>& outer = p.outer;
+  const Synapses<T>& synapses = p.synapses;
   const int64_t O = outer.O;
   const OuterRows<T> rows(outer);
   const int64_t row_size = round_up(O, 16) + 32, words = round_up(O, 16) / 16;
-  const Buffer<T> scratch(outer.threads * 3 * row_size);
+  const Buffer<T> scratch(outer.threads * 5 * row_size);
 #pragma omp parallel num_threads(outer.threads)
   {
     const FlushDenormals flushed;
-    T *full = scratch + thread_number() * 3 * row_size, *g = full + row_size, *kept = g + row_size;
+    T *full = scratch + thread_number() * 5 * row_size, *g = full + row_size, *kept = g + row_size;
+    T *before = kept + row_size, *total = before + row_size;
 #pragma omp for schedule(dynamic, 8)
     for (int64_t i = 0; i < outer.I; i++) {
       const bool used = rows.used(i);
@@ -92,20 +110,27 @@ template <class T> void adam_outer(const AdamOuter<T>& p) {
       if (may_skip(p.rule, since, used)) continue;
       T *weights = p.weight + i * O, *m = p.m + p.start[i], *v = p.v + p.start[i];
       wake(p.rule, since, m, v, p.start[i + 1] - p.start[i]);
-      const T* gradient = nullptr;
+      const T *gradient = nullptr, *seen = nullptr;
       const uint16_t* bits = p.bits ? p.bits + i * words : nullptr;
-      const bool at_once = used && bits && outer.sums && outer.cols;
+      const bool at_once = used && bits && outer.sums && outer.cols && !synapses.omega;
       if (used && !at_once) gradient = gradient_row(outer, rows, i, full);
+      if (synapses.omega) {
+        seen = gradient;
+        if (synapses.strength != 0) gradient = with_penalty(synapses, i * O, gradient, weights, O, total);
+        if (synapses.counts_penalty) seen = gradient;
+        if (seen) copy_bytes(before, weights, O * sizeof(T));
+      }
       bool changed;
       if (bits) {
         const int64_t n = squeeze(weights, bits, O, kept);
         if (at_once) spread_and_squeeze(outer.sums + outer.place[i] * outer.pitch, rows.columns(), bits, O, g);
-        else if (used) squeeze(gradient, bits, O, g);
-        changed = adam_row(p.rule, used ? (const T*)g : nullptr, m, v, kept, n);
+        else if (gradient) squeeze(gradient, bits, O, g);
+        changed = adam_row(p.rule, at_once || gradient ? (const T*)g : nullptr, m, v, kept, n);
         if (changed) spread((const T*)kept, bits, O, weights);
       } else {
         changed = adam_row(p.rule, gradient, m, v, weights, O);
       }
+      if (seen && changed) count_change(synapses.omega + i * O, seen, before, weights, O);
       let_rest(p.rule, since, used, changed);
     }
   }

@@ -105,12 +105,14 @@ template <class T> static void define(py::module_& m, const std::string& suffix)
   def("adam_outer", [](Address values, Address lists, Address entry, Address sample, int64_t B, int64_t k, int64_t I,
                        int64_t O, Address r, int64_t n, Address cols, Address sums, int64_t pitch, Address place,
                        double beta1, double beta2, double lr, double eps, int32_t now, bool may_rest, Address weight, Address m, Address v, Address start, Address bits,
-                       Address since, int threads) {
+                       Address since, Address omega, Address importance, Address reference, double strength,
+                       bool counts_penalty, int threads) {
     const KSparseOuter<T> outer{at<T>(values), at<int32_t>(lists), at<int32_t>(entry), at<int32_t>(sample), B, k, I, O,
                                 at<T>(r), n, at<int32_t>(cols), nullptr, 0, 0, nullptr, 0, 0, nullptr,
                                 at<T>(sums), pitch, at<int32_t>(place), threads};
     kernels<T>().adam_outer({outer, adam_rule<T>(beta1, beta2, lr, eps, now, may_rest), at<T>(weight), at<T>(m), at<T>(v),
-                             at<int64_t>(start), at<uint16_t>(bits), at<int32_t>(since)});
+                             at<int64_t>(start), at<uint16_t>(bits), at<int32_t>(since),
+                             {at<T>(omega), at<T>(importance), at<T>(reference), (T)strength, counts_penalty}});
   });
   def("adam_segments", [](Address grad, Address context, Address winner, int64_t G, int64_t O, int64_t S, int64_t C,
                           double beta1, double beta2, double lr, double eps, int32_t now, bool may_rest, Address rows,

@@ -129,6 +129,15 @@ template <class T> struct AdamRule {
   bool may_rest;  // no step from now on moves a row without gradient more than this one does
 };
 
+// Synaptic Intelligence beside a step, [I, O] as the weight: the gradient gets strength * importance * (weight -
+// reference) added, and omega falls by the gradient (with that part in it or without) times the weight's change.
+template <class T> struct Synapses {
+  T* omega;  // null: no such thing
+  const T *importance, *reference;
+  T strength;           // 2 c; 0: no penalty
+  bool counts_penalty;  // in omega
+};
+
 // Adam on weight [I, O], whose gradient is `outer`'s grad_m: it is taken from outer.sums, or made.
 template <class T> struct AdamOuter {
   KSparseOuter<T> outer;
@@ -138,6 +147,7 @@ template <class T> struct AdamOuter {
   const int64_t* start;   // [I + 1]
   const uint16_t* bits;   // [I, O / 16 rounded up]: 1 where not masked; null: nothing is masked
   int32_t* since;         // [I], see adam.h
+  Synapses<T> synapses;
 };
 
 // Adam on the touched rows of segments [O, S, C]: row rows[t] has moments m[t], v[t], of C entries or, with rank1, one.

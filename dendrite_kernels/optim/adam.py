@@ -16,6 +16,7 @@ from ..ops import rezero_
 from ..sparsity import MaskedParameter
 from .device_clock import DeviceClock
 from .device_moments import DeviceSegmentMoments
+from .moments import Synapses
 from .segment_moments import SegmentMoments
 from .weight_moments import WeightMoments
 
@@ -71,6 +72,7 @@ class Adam(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": lr, "betas": betas, "eps": eps})
         self._masks: dict[Tensor, MaskedParameter] = {}
         self._clocks: dict[tuple, DeviceClock] = {}
+        self.synapses: dict[Tensor, Synapses] = {}  # what the next step carries for SynapticIntelligence
         self._owned = self._find_owned(modules)
         factored.claim(self._owned, self)
         for p in self._owned:
@@ -168,11 +170,19 @@ class Adam(torch.optim.Optimizer):
         if kind is None or not kind.steppable(p, factor):
             return False
         state, mask = self.state[p], self._mask(p)
+        synapses = self.synapses.get(p)
         if "moments" not in state or not state["moments"].fits(mask, factor):
             state["moments"] = kind.for_factor(p, mask, factor, self._take_dense(p, group))
+            if synapses is not None:
+                state["moments"].wake_pulled(p, synapses)
         rule = (self._clock(p.device, group).rule(p),) if on_device else (group, state["step"])
-        state["moments"].step(p, factor, *rule)
+        state["moments"].step(p, factor, *rule, *([] if synapses is None else [synapses]))
         return True
+
+    def carries_synapses(self, p: Tensor) -> bool:
+        """Whether the step from p's present gradient can carry what SynapticIntelligence keeps of p."""
+        factor = p.grad.one_factor() if isinstance(p.grad, FactoredGrad) and not self._counts_on_device(p) else None
+        return isinstance(factor, OuterFactor) and WeightMoments.steppable(p, factor)
 
     def _take_dense(self, p: Tensor, group: dict) -> tuple[Tensor, Tensor] | None:
         """exp_avg and exp_avg_sq, taken out of the state in whatever form it has them; None at the first step."""

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 # A row's `since`: 0 untouched, MOVING, or the number of the last step of a row that rests.
 UNTOUCHED, MOVING = 0, -1
+
+
+class Synapses(NamedTuple):
+    """What a step of a weight carries for SynapticIntelligence: tensors laid out as the weight."""
+
+    omega: Tensor
+    importance: Tensor
+    reference: Tensor
+    strength: float  # 2 c, or 0 while there is no penalty
+    counts_penalty: bool  # whether omega's gradient has the penalty's in it
 
 
 class Clock:

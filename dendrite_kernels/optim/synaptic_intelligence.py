@@ -12,6 +12,7 @@ from ..factored import FactoredGrad
 from ..nn import DendriteSegments
 from ..sparsity import as_one, rezero_weights
 from .adam import Adam
+from .moments import Synapses
 
 
 class _Variant(NamedTuple):
@@ -52,9 +53,9 @@ class SynapticIntelligence:
     `step` adds the penalty's gradient itself and leaves `.grad` as it found it: the penalty never goes through
     autograd, so it can be neither forgotten nor counted twice nor find its way into the paper's omega. It also puts
     masked weights back to zero. A parameter without a gradient is stepped on the penalty's alone, as autograd would
-    have it (a head of another task stays where it is, but for an optimizer's momentum). Gradients in factors, of
-    dendrite_kernels.optim.Adam, are written out for protected parameters; its steps of them are dense once there is a
-    penalty.
+    have it (a head of another task stays where it is, but for an optimizer's momentum). dendrite_kernels.optim.Adam
+    carries all of it for weights whose gradient it takes as factors, in the pass that steps them; gradients in factors
+    of protected segments are written out.
 
     Attributes: parameters, what is protected by name; omega, importance (Omega) and reference (theta*), dicts from such
     a name to a tensor of the parameter's shape and dtype, empty before the first step; tasks, the number that ended.
@@ -135,28 +136,54 @@ class SynapticIntelligence:
             raise TypeError("closure: expected none, as the gradient before each update is needed; call backward first")
         self._allocate()
         names = [n for n, p in self.parameters.items() if p.grad is not None or (self.penalised and p.requires_grad)]
+        carried = self._carried(names)
+        if carried:
+            self.optimizer.synapses = carried
+        try:
+            self._step_beside([n for n in names if self.parameters[n] not in carried])
+        finally:
+            if carried:
+                self.optimizer.synapses = {}
+        self._steps += bool(names)
+
+    def _carried(self, names: list[str]) -> dict[Tensor, Synapses]:
+        """What our Adam is to carry in the pass that steps a parameter, for those where it can."""
+        if not isinstance(self.optimizer, Adam):
+            return {}
+        rule = 2 * self.c if self.penalised else 0.0, VARIANTS[self.variant].omega_takes_penalty
+        kept = ((n, self.parameters[n]) for n in names)
+        return {
+            p: Synapses(self.omega[n], self.importance[n], self.reference[n], *rule)
+            for n, p in kept
+            if self.optimizer.carries_synapses(p)
+        }
+
+    def _step_beside(self, names: list[str]) -> None:
+        """The optimizer's step, and all that is to be done for these parameters around it."""
+        if not names:
+            self._step_optimizer()
+            return
         parameters = [self.parameters[n] for n in names]
         found = [p.grad for p in parameters]
         gradients = [_dense(p) for p in parameters]
         before, total = ([kept[n] for n in names] for kept in (self._before, self._total))
-        if not names:  # all frozen: nothing to hold or to count
-            self.optimizer.step()
-            return
         if self.penalised:
             self._add_penalty(names, parameters, gradients, before, total)
         torch._foreach_copy_(before, parameters)
         try:
             if self.penalised:
                 _give(parameters, total)
-            self.optimizer.step()
+            self._step_optimizer()
         finally:
             _give(parameters, found)
-        if not isinstance(self.optimizer, Adam):  # ours leaves masked weights at zero
-            rezero_weights(self._model)
         seen = total if self.penalised and VARIANTS[self.variant].omega_takes_penalty else gradients
         torch._foreach_sub_(before, parameters)
         torch._foreach_addcmul_([self.omega[n] for n in names], seen, before)
-        self._steps += 1
+
+    def _step_optimizer(self) -> None:
+        self.optimizer.step()
+        if not isinstance(self.optimizer, Adam):  # ours leaves masked weights at zero
+            rezero_weights(self._model)
 
     def _add_penalty(self, names, parameters, gradients, scratch, total) -> None:
         """total = gradients + 2 c Omega (theta - theta*)."""

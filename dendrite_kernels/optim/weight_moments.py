@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..backends import cpu
 from ..factored import OuterFactor
-from .moments import MOVING, UNTOUCHED, Clock, awake
+from .moments import MOVING, UNTOUCHED, Clock, Synapses, awake
 
 
 class WeightMoments:
@@ -43,6 +43,12 @@ class WeightMoments:
             out.m, out.v = out._squeezed(m), out._squeezed(v)
         return out
 
+    def wake_pulled(self, weight: Tensor, synapses: Synapses) -> None:
+        """Rows that a penalty pulls move, though they never had gradient since these moments were made."""
+        pulled = synapses.importance * (weight.detach() - synapses.reference)
+        rows = self._by_row(pulled).ne(0).any(1)
+        self.since[rows & (self.since == UNTOUCHED)] = MOVING
+
     def fits(self, mask: Tensor | None, factor: OuterFactor) -> bool:
         """Whether these moments can take the factor."""
         return self.by_input == factor.by_input and self.mask_seen == _seen(mask)
@@ -52,12 +58,17 @@ class WeightMoments:
         """Whether the weight lies in memory as the factor's rows do."""
         return (weight.T if factor.by_input else weight).is_contiguous()
 
-    def step(self, weight: Tensor, factor: OuterFactor, group: dict, now: int) -> None:
+    def step(
+        self, weight: Tensor, factor: OuterFactor, group: dict, now: int, synapses: Synapses | None = None
+    ) -> None:
         """One step of Adam on the touched rows, in place."""
-        rule = self.clock.rule(weight, group, now)
+        *rule, may_rest = self.clock.rule(weight, group, now)
         by_row = self._by_row(weight.detach())
         moments = (self.m, self.v, self.start, self.bits, self.since)
-        cpu.adam_outer(by_row, factor.sparse, factor.other, factor.sums, rule, *moments)
+        if synapses is not None:
+            may_rest = may_rest and not synapses.strength  # the penalty goes on pulling
+            synapses = (*(self._by_row(t) for t in synapses[:3]), *synapses[3:])
+        cpu.adam_outer(by_row, factor.sparse, factor.other, factor.sums, (*rule, may_rest), *moments, synapses)
         torch.autograd.graph.increment_version(weight)
         self.clock.stepped(weight, group)
 

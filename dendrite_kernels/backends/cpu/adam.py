@@ -24,10 +24,11 @@ def _dense_side(other):
     return products.compacted(other.values.contiguous(), other.indices, other.size)
 
 
-def adam_outer(weight, sparse, other, sums, rule, m, v, start, bits, since):
+def adam_outer(weight, sparse, other, sums, rule, m, v, start, bits, since, synapses):
     """Adam on a contiguous weight [I, O] whose gradient is sparse^T other [B, O] (a tensor or KSparse).
 
-    sums: the gradient as products.outer left it with keep_sums; None: it is made.
+    sums: the gradient as products.outer left it with keep_sums; None: it is made. synapses: omega, importance,
+    reference [I, O], strength and counts_penalty of Synaptic Intelligence, or None.
     """
     lists = UnitLists.of(sparse.indices, len(weight))
     if sums is None:
@@ -38,7 +39,7 @@ def adam_outer(weight, sparse, other, sums, rule, m, v, start, bits, since):
     call(
         "adam_outer", weight.dtype, sparse.values.contiguous(), *lists.arguments(), *weight.shape,
         other if sums is None else None, width, used, *products.sums_arguments(sums, lists), *rule,
-        weight, m, v, start, bits, since,
+        weight, m, v, start, bits, since, *(synapses or (None, None, None, 0.0, False)),
     )  # fmt: skip
 
 
