@@ -76,11 +76,14 @@ class PlainNetwork(nn.Module):
             if module.zero_mask is not None:
                 module.weight.masked_fill_(module.zero_mask, 0)
 
-    def train_step(self, optimizer, x: Tensor, labels: Tensor, context: Tensor) -> Tensor:
-        """One step; context [1, C] is spelt out for every row, as a data loader would give it."""
+    def train_step(self, optimizer, x: Tensor, labels: Tensor, context: Tensor, forward=None) -> Tensor:
+        """One step; context [1, C] is spelt out for every row, as a data loader would give it.
+
+        forward: this network compiled; None: as it is.
+        """
         rows = context.expand(len(x), -1).contiguous()
         optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(self(x, rows), labels)
+        loss = nn.functional.cross_entropy((forward or self)(x, rows), labels)
         loss.backward()
         optimizer.step()
         self.rezero_weights()

@@ -19,12 +19,13 @@ import time
 from pathlib import Path
 
 import torch
+from gpu_targets import shortfalls
 
 ROOT = Path(__file__).resolve().parent.parent
 STEP = "bench/step.py --device cuda --json"
-SHORT_LIST = "'(test_segment_gate or test_winners) and float32'"
+SHORT_LIST = "'(test_segment_gate or test_winners or one_launch or adam) and not float64'"
 
-LAB = ("rich", "numpy")  # what the experiments' data and configurations need
+LAB = ("rich", "numpy", "typer")  # what the experiments' data and configurations need
 
 # name: (what must be there, the most seconds, the command)
 STAGES = {
@@ -38,7 +39,10 @@ STAGES = {
     ),
     "step, S = 10": (LAB, 90, f"{STEP} --segments 10 --steps 300 --rounds 1"),
     "step, S = 100": (LAB, 150, f"{STEP} --segments 100 --steps 300 --rounds 1"),
-    "step, B = 1024": (LAB, 120, f"{STEP} --segments 10 --batch 1024 --steps 120 --rounds 1"),
+    "prototype_10": (LAB, 60, "-m dendrite_lab.cli run prototype_10 --device cuda --out {out}"),
+    "ops": (LAB, 150, "bench/ops_cuda.py"),
+    "step, B = 1024": (LAB, 90, f"{STEP} --segments 10 --batch 1024 --steps 120 --rounds 1"),
+    "prototype_100": (LAB, 240, "-m dendrite_lab.cli run prototype_100 --device cuda --out {out}"),
 }
 
 
@@ -61,7 +65,7 @@ def run_stage(name: str, limit: float, out: Path, environment: dict) -> dict:
         return {"stage": name, "result": "not run", "why": f"{absent} is not there"}
     if limit < 5:
         return {"stage": name, "result": "not run", "why": "no time left"}
-    command = [sys.executable, *shlex.split(words)]
+    command = [sys.executable, *(word.format(out=out) for word in shlex.split(words))]
     if "compute-sanitizer" in needs:
         command = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "3", *command]
     begin, log = time.perf_counter(), out / (name.replace(" ", "_").replace(",", "").replace("=", "") + ".txt")
@@ -78,6 +82,9 @@ def run_stage(name: str, limit: float, out: Path, environment: dict) -> dict:
     text = log.read_text(errors="replace").splitlines()
     row = {"stage": name, "result": {0: "passed", None: "cut short"}.get(code, "failed"), "code": code}
     row["seconds"] = round(time.perf_counter() - begin, 1)
+    results = out / "results.jsonl"  # of an experiment, whose command prints sentences
+    if "dendrite_lab" in words and results.exists():
+        text += results.read_text().splitlines()[-1:]
     row["rows"] = [found for line in text if (found := parsed(line)) is not None]
     row["end"] = text[-12:]
     return row
@@ -117,7 +124,7 @@ def main() -> None:
     environment = {**os.environ, **offline, "PYTHONPATH": f"{ROOT}:{ROOT / 'python'}"}
     if args.data:
         environment["DENDRITE_DATA"] = str(args.data.resolve())
-    end, failed = time.perf_counter() + 60 * args.minutes, []
+    end, failed, done = time.perf_counter() + 60 * args.minutes, [], []
     with (args.out / "gpu_check.jsonl").open("w") as file:
         for name in args.stages:
             row = {**run_stage(name, end - time.perf_counter(), args.out, environment), **device()}
@@ -125,6 +132,9 @@ def main() -> None:
             file.flush()
             print(f"{name}: {row['result']} {row.get('why', '')} {row.get('seconds', '')}", flush=True)
             failed += [name] if row["result"] in ("failed", "cut short") else []
+            done.append(row)
+    for sentence in shortfalls(done):
+        print(sentence)
     print("all passed" if not failed else f"fell short: {', '.join(failed)}")
     sys.exit(1 if failed else 0)
 

@@ -18,8 +18,10 @@ from statistics import mean
 
 import torch
 from baselines import PlainNetwork
+from dendrite_lab.graphs import WARM_UP, GraphedStep
 from dendrite_lab.permuted import PermutedMNIST
 from dendrite_lab.results import provenance
+from dendrite_lab.train import train_step
 from rich.console import Console
 from rich.progress import track
 from workload import LR, Ours, check_agreement, load_data, median_ms, timed
@@ -29,8 +31,26 @@ from dendrite_kernels import backend
 console = Console(stderr=True)
 
 
-def plain_step(plain: PlainNetwork, optimizer, batch) -> None:
-    plain.train_step(optimizer, *batch)
+def plain_step(plain: PlainNetwork, optimizer, batch, model=None) -> None:
+    """A step of the baseline; model: it, or it compiled."""
+    plain.train_step(optimizer, *batch, forward=model)
+
+
+def rivals(plain: PlainNetwork, device: str):
+    """(name, fused Adam or not, what runs forward); compiling takes minutes on a CPU and gains little there."""
+    yield "baseline", None, plain
+    yield "baseline_fused_adam", True, plain
+    if device == "cuda":
+        yield "baseline_compiled", True, torch.compile(plain)
+
+
+def graphed_steps(ours: Ours, steps: int) -> list[float]:
+    """Times of ours, each step a CUDA graph's replay, as dendrite_lab runs it."""
+    context = ours.context
+    step = GraphedStep(lambda x, labels: train_step(ours.model, ours.optimizer, x, labels, context))
+    for _ in range(WARM_UP + 1):
+        step(*ours.next_batch()[:2])
+    return timed(lambda batch: step(*batch[:2]), (ours.next_batch() for _ in range(steps)))
 
 
 def measure(segments: int, batch: int, data, source: str, args: argparse.Namespace) -> dict:
@@ -50,6 +70,8 @@ def measure(segments: int, batch: int, data, source: str, args: argparse.Namespa
         ours.start_task(1 - turn % 2)  # its own time is not a step's
         after = timed(ours.step, (ours.next_batch() for _ in track(range(steps), f"{title}: ours", console=console)))
         times["ours"] += after
+        if args.device == "cuda":
+            times["ours_graph"] += graphed_steps(ours, steps // 2)
         changes.append(after[0])
         early += after[1:100]
         plain = PlainNetwork(ours.model)
@@ -59,13 +81,18 @@ def measure(segments: int, batch: int, data, source: str, args: argparse.Namespa
         times["ours_dense"] += timed(dense.step, [ours.next_batch() for _ in range(slow_steps)])
         agreements.append(check_agreement(dense.model, PlainNetwork(dense.model), ours.next_batch()))
         del dense
-        for name, fused in (("baseline", None), ("baseline_fused_adam", True)):
+        for name, fused, model in rivals(plain, args.device):
             optimizer = torch.optim.Adam(plain.parameters(), lr=LR, fused=fused)
-            plain.train_step(optimizer, *ours.next_batch())
+            for _ in range(1 if model is plain else 3):  # the first compile
+                plain_step(plain, optimizer, ours.next_batch(), model)
             work = [ours.next_batch() for _ in track(range(slow_steps), f"  {name}", console=console, transient=True)]
-            times[name] += timed(partial(plain_step, plain, optimizer), work)
+            times[name] += timed(partial(plain_step, plain, optimizer, model=model), work)
             del optimizer
     ms = {name: median_ms(values) for name, values in times.items()}
+    ratios = {}
+    if "ours_graph" in ms:
+        ratios["speedup_graph"] = round(ms["baseline"] / ms["ours_graph"], 2)
+        ratios["speedup_graph_over_compiled"] = round(ms["baseline_compiled"] / ms["ours_graph"], 2)
     return {
         "S": segments,
         "B": batch,
@@ -79,6 +106,7 @@ def measure(segments: int, batch: int, data, source: str, args: argparse.Namespa
         "speedup": round(ms["baseline"] / ms["ours"], 2),
         "speedup_over_fused_adam": round(ms["baseline_fused_adam"] / ms["ours"], 2),
         "speedup_dense_over_fused_adam": round(ms["baseline_fused_adam"] / ms["ours_dense"], 2),
+        **ratios,
         "largest_disagreement": max(agreements),
         "touched_rows": touched,
         "steps": {name: len(values) for name, values in times.items()},

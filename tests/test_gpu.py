@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from dendrite_lab.graphs import GraphedStep
 
 import dendrite_kernels as dk
 from dendrite_kernels import backend
@@ -14,7 +15,7 @@ from dendrite_kernels.testing import DTYPES, assert_close, assert_same_bits, sma
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")]
 
 
-WIDTHS = [(1, 1), (5, 2), (100, 5), (257, 128), (2048, 102), (2049, 1), (8192, 400), (20000, 9)]
+WIDTHS = [(1, 1), (5, 2), (100, 5), (257, 128), (2048, 102), (2049, 1), (8192, 400), (20000, 9), (65536, 3277)]
 
 
 def cuda(*values):
@@ -68,9 +69,7 @@ def test_tf32_never_chooses_winners(allowed):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(
-    "units, k", [(1, 1), (5, 2), (100, 5), (257, 128), (2048, 102), (2049, 1), (8192, 400), (20000, 9)]
-)
+@pytest.mark.parametrize("units, k", WIDTHS)
 def test_winners(dtype, units, k):
     wide = compute_dtype(dtype)
     y, bias, index = torch.randn(7, units).to(dtype), torch.randn(units).to(dtype), torch.randint(0, 3, (7,))
@@ -156,18 +155,88 @@ def test_a_step_in_a_cuda_graph():
         assert_close(a, b, terms=200)
 
 
-def test_our_adam_takes_dense_gradients_on_a_gpu():
-    models = [network(torch.float32, "cuda") for _ in range(2)]
-    x, labels, context = cuda(torch.randn(64, 90), torch.randint(0, 10, (64,)), torch.randn(1, 60))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("segment_sparsity", [0.0, 0.5])
+def test_adam_agrees_with_torch(dtype, segment_sparsity):
+    """One context, several, and the one again; parameters are made equal after each step."""
+    models = [network(dtype, "cuda", segment_sparsity=segment_sparsity) for _ in range(2)]
+    x, labels, contexts = cuda(torch.randn(64, 90).to(dtype), torch.randint(0, 10, (64,)), torch.randn(3, 60).to(dtype))
+    one, index = contexts[:1].clone(), torch.randint(0, 3, (64,), device="cuda")
     optimizers = dk.optim.Adam(models[0], lr=1e-3), torch.optim.Adam(models[1].parameters(), lr=1e-3, fused=True)
-    for _ in range(3):
+    for step in range(5):
+        given = (contexts, index) if step == 2 else (one,)
         for model, optimizer in zip(models, optimizers, strict=True):
             optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(model(x, context), labels).backward()
+            torch.nn.functional.cross_entropy(model(x, *given), labels).backward()
             optimizer.step()
-            rezero_weights(model)
-    for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
-        assert_close(a, b, terms=200)
+        rezero_weights(models[1])
+        moments = optimizers[0].state[models[0].layers[0].segments.weights]["moments"]
+        assert moments.rank1 == (step < 2)
+        for a, b in zip(*(model.parameters() for model in models), strict=True):
+            # Adam divides by the gradient's own size: its rounding shows as a share of the step
+            assert (a - b).abs().max() < (1e-10 if dtype == torch.float64 else 0.02 * 1e-3)
+        with torch.no_grad():
+            for a, b in zip(*(model.parameters() for model in models), strict=True):
+                b.copy_(a)
+
+
+def test_adam_in_a_graph_goes_on_counting():
+    """The captured step of the experiments ends where eager steps do, bias correction and all."""
+    models = [network(torch.float32, "cuda") for _ in range(2)]
+    context = torch.randn(1, 60, device="cuda")
+    batches = [cuda(torch.randn(64, 90), torch.randint(0, 10, (64,))) for _ in range(8)]
+    ends = []
+    for model, graphed in zip(models, (False, True), strict=True):
+        optimizer = dk.optim.Adam(model, lr=1e-3)
+
+        def step(x, labels, model=model, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = torch.nn.functional.cross_entropy(model(x, context), labels)
+            loss.backward()
+            optimizer.step()
+            return loss.detach()
+
+        run = GraphedStep(step) if graphed else step
+        ends.append([float(run(*batch)) for batch in batches])
+        assert float(optimizer.state[model.layers[0].bias]["step"]) == len(batches)
+    assert ends[0] == pytest.approx(ends[1], rel=1e-4)
+    for a, b in zip(*(model.parameters() for model in models), strict=True):
+        assert (a - b).abs().max() < 0.02 * 1e-3 * len(batches)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("batch, contexts", [(1, 1), (16, 1), (16, 3), (300, 1)])
+def test_a_layer_in_one_launch(monkeypatch, batch, contexts, sparse):
+    """Again and again: the barrier's counter is left at zero."""
+    x, context = torch.randn(batch, 784), torch.randn(contexts, 784)
+    weight, bias, segments = torch.randn(2048, 784) / 28, torch.randn(2048) / 28, torch.randn(2048, 10, 784) / 28
+    index = torch.randint(0, contexts, (batch,)) if contexts > 1 else None
+    given = ref.gated_kwinners_sparse(x, k=40)[:2] if sparse else (x,)
+    want = ref.linear_kwinners(
+        given[0].double(), given[1] if sparse else None, weight.double(), bias.double(),
+        ref.segment_gate(context.double(), segments.double())[0], index, 102,
+    )  # fmt: skip
+    dense = torch.zeros(batch, 2048).double().scatter(1, want[1].long(), want[0])
+    rows = dk.KSparse(*cuda(*given), 784) if sparse else x.cuda()
+    args = cuda(weight, bias, context, segments)
+    monkeypatch.setenv("DENDRITE_PLAN", "one")
+    for _ in range(20):
+        z = dk.dendritic_linear(rows, *args, None, *cuda(index), 102)
+        wrong = (z.cpu().double() - dense).abs() > 1e-4 * dense.abs().max()
+        assert wrong.sum() <= 2 * max(1, batch // 100)  # a winner on an edge comes, and one goes
+
+
+@pytest.mark.parametrize("units", [10, 300])
+@pytest.mark.parametrize("batch", [3, 256])
+def test_gradients_of_a_k_sparse_product(batch, units):
+    values, indices, _ = ref.gated_kwinners_sparse(torch.randn(batch, 400).double(), k=20)
+    leaves = [values, torch.randn(400, units).double().T, torch.randn(units).double()]
+    grad = torch.randn(batch, units).double()
+    mine = [t.cuda().requires_grad_() for t in leaves]
+    got = torch.autograd.grad(dk.sparse_linear(dk.KSparse(mine[0], indices.cuda(), 400), *mine[1:]), mine, grad.cuda())
+    want = ref.sparse_linear_backward(grad, values, indices, leaves[1], [True] * 3)
+    for a, b in zip(got, want, strict=True):
+        assert_close(a.cpu(), b, terms=300)
 
 
 def test_gradcheck_on_the_gpu():

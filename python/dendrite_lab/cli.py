@@ -76,6 +76,7 @@ def run(
     data: Data = None,
     changes: Annotated[list[str] | None, typer.Option("--set", help="key=value, a field of the configuration.")] = None,
     curve: Annotated[bool, typer.Option("--curve", help="Evaluate after every task (not training time).")] = False,
+    device: Annotated[str, typer.Option(help="cpu or cuda; on a GPU each step is one CUDA graph.")] = "cpu",
 ) -> None:
     """Trains and evaluates an experiment, and adds a row a seed to OUT/results.jsonl."""
     config = experiment(name, _pairs(changes or []))
@@ -89,7 +90,7 @@ def run(
     from .state import check_unstarted, state_path
     from .train import check_backend
 
-    check_backend()
+    check_backend(device)
     finished = finished_seeds(out, config) if resume else set()
     if not resume:
         for s in range(seed, seed + seeds):  # before the first of them is run
@@ -100,13 +101,15 @@ def run(
             console.print(f"{name}, seed {s}: finished already")
             continue
         try:
-            _run_seed(config, s, mnist, out, resume=resume)
+            _run_seed(config, s, mnist, out, resume=resume, device=device)
         except KeyboardInterrupt:  # typer would end without a word
             errors.print("stopped; the same command with --resume goes on after the last finished task")
             raise typer.Exit(130) from None
 
 
-def _run_seed(config: Experiment, seed: int, mnist, out: Path, *, resume: bool, check=lambda: None) -> dict:
+def _run_seed(
+    config: Experiment, seed: int, mnist, out: Path, *, resume: bool, device: str = "cpu", check=lambda: None
+) -> dict:
     """One run with its progress shown, its row added and its state removed; check() is called at every step."""
     from .state import state_path
     from .train import run as run_one
@@ -118,7 +121,7 @@ def _run_seed(config: Experiment, seed: int, mnist, out: Path, *, resume: bool, 
             bar.update(task, completed=done, total=total, what=what)
             check()
 
-        row = run_one(config, seed, mnist, out, resume=resume, progress=show)
+        row = run_one(config, seed, mnist, out, device=device, resume=resume, progress=show)
     path = append_row(out, row)
     state_path(out, config, seed).unlink(missing_ok=True)
     beside = f" (published: {_percent(config.name)})" if as_configured(row) and _percent(config.name) != "-" else ""

@@ -45,7 +45,7 @@ class TrueTask(NoContexts):
         self.vectors, self.task = vectors, -1
 
     def begin_task(self, x: Tensor) -> None:
-        self.task += 1
+        self.task, self.vectors = self.task + 1, self.vectors.to(x.device)
 
     def of_batch(self, x: Tensor) -> Tensor:
         return self.vectors[self.task, None]
@@ -54,7 +54,7 @@ class TrueTask(NoContexts):
         return self.vectors
 
     def choose(self, x: Tensor, task: int) -> Tensor:
-        return torch.full((len(x),), task, dtype=torch.int32)
+        return torch.full((len(x),), task, dtype=torch.int32, device=x.device)
 
     def state(self) -> dict:
         return {"task": self.task}
@@ -71,7 +71,7 @@ class TrueMean(TrueTask):
 
     def begin_task(self, x: Tensor) -> None:
         super().begin_task(x)
-        self.vectors = torch.cat([self.vectors, x.mean(0, keepdim=True)])
+        self.vectors = torch.cat([self.vectors.to(x.device), x.mean(0, keepdim=True)])
 
     def state(self) -> dict:
         return {"task": self.task, "vectors": self.vectors}
@@ -96,14 +96,14 @@ class FoundPrototypes(NoContexts):
         self.clusters = Clusters()
 
     def of_batch(self, x: Tensor) -> Tensor:
-        number = self.clusters.add(x[:, self.pixels])
-        return self.clusters.prototypes[number].float()[None]
+        number = self.clusters.add(x.cpu()[:, self.pixels])
+        return self.clusters.prototypes[number].float()[None].to(x.device)
 
     def all(self) -> Tensor:
         return torch.stack(self.clusters.prototypes).float()
 
     def choose(self, x: Tensor, task: int) -> Tensor:
-        return nearest_prototype(x[:, self.pixels], self.all())
+        return nearest_prototype(x[:, self.pixels.to(x.device)], self.all().to(x.device))
 
     def state(self) -> dict:
         return self.clusters.state()

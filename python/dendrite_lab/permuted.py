@@ -19,24 +19,25 @@ def permutations(tasks: int, seed: int = 42) -> list[Tensor]:
 class PermutedMNIST:
     """The tasks over images held once in memory; a task's copy is made by index when it is asked for."""
 
-    def __init__(self, data: MNIST, tasks: int, seed: int = 42):
-        self.data, self.permutations = data, permutations(tasks, seed)
-        self._train, self._test = (_normalised(images) for images in (data.train_images, data.test_images))
+    def __init__(self, data: MNIST, tasks: int, seed: int = 42, device: str = "cpu"):
+        self.permutations = [order.to(device) for order in permutations(tasks, seed)]
+        self._train, self._test = (_normalised(t.to(device)) for t in (data.train_images, data.test_images))
+        self._train_labels, self._test_labels = (t.to(device) for t in (data.train_labels, data.test_labels))
 
     def train(self, task: int, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x [60000, 784], in out where it is given (fresh memory costs more than the copy), and labels [60000]."""
-        return torch.index_select(self._train, 1, self.permutations[task], out=out), self.data.train_labels
+        return torch.index_select(self._train, 1, self.permutations[task], out=out), self._train_labels
 
     def test(self, task: int) -> tuple[Tensor, Tensor]:
         """x [10000, 784] and labels [10000]."""
-        return self._test.index_select(1, self.permutations[task]), self.data.test_labels
+        return self._test.index_select(1, self.permutations[task]), self._test_labels
 
 
 def _normalised(images: Tensor) -> Tensor:
     return images.float().div_(255).sub_(MEAN).div_(STD)
 
 
-def batches(count: int, size: int, generator: torch.Generator) -> list[Tensor]:
+def batches(count: int, size: int, generator: torch.Generator, device: torch.device | str = "cpu") -> list[Tensor]:
     """Shuffled batches of indices for one epoch; the last short one is dropped."""
-    order = torch.randperm(count, generator=generator)
+    order = torch.randperm(count, generator=generator).to(device)
     return list(order[: count // size * size].split(size))

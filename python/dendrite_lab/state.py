@@ -39,7 +39,7 @@ class State:
     @classmethod
     def load(cls, path: Path, config: Experiment) -> State:
         try:
-            state = cls(**torch.load(path, weights_only=True))
+            state = cls(**torch.load(path, weights_only=True, map_location="cpu"))
         except Exception as error:  # a damaged file fails in many ways
             raise LabError(f"{path} can't be read ({error}): delete it to start anew") from None
         if completed(state.config) != config.to_dict():

@@ -20,6 +20,7 @@ from .contexts import NoContexts, contexts_of
 from .data import MNIST
 from .errors import LabError
 from .experiment import Experiment
+from .graphs import GraphedStep
 from .networks import build_model
 from .permuted import PermutedMNIST, batches
 from .results import provenance
@@ -44,7 +45,8 @@ def train_step(model, optimizer, x: Tensor, labels: Tensor, context: Tensor | No
 def evaluate(model, tasks: PermutedMNIST, seen: int, contexts: NoContexts, batch: int) -> list[float]:
     """Accuracy on each of the first `seen` tasks; each sample takes the context that the source chooses for it."""
     model.eval()
-    gates, accuracy = model.gates(contexts.all()), []
+    known, device = contexts.all(), next(model.parameters()).device
+    gates, accuracy = model.gates(None if known is None else known.to(device)), []
     for task in range(seen):
         x, labels = tasks.test(task)
         right = 0
@@ -59,17 +61,18 @@ def evaluate(model, tasks: PermutedMNIST, seen: int, contexts: NoContexts, batch
 def new_optimizer(model: nn.Module, config: Experiment) -> torch.optim.Optimizer:
     """Our Adam; torch's for a network of torch's layers."""
     if config.plain:
-        return torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
+        on_gpu = next(model.parameters()).is_cuda  # where steps are captured in a graph
+        return torch.optim.Adam(model.parameters(), lr=config.lr, fused=True, capturable=on_gpu)
     return Adam(model, lr=config.lr)
 
 
 class Run:
     """A run in memory: all that its state on disk brings back."""
 
-    def __init__(self, config: Experiment, state: State, data: MNIST):
-        self.config, self.state = config, state
-        self.tasks = PermutedMNIST(data, config.tasks, config.data_seed)
-        self.model = build_model(config, state.seed)
+    def __init__(self, config: Experiment, state: State, data: MNIST, device: str = "cpu"):
+        self.config, self.state, self.device = config, state, torch.device(device)
+        self.tasks = PermutedMNIST(data, config.tasks, config.data_seed, device)
+        self.model = build_model(config, state.seed).to(device)
         self.contexts = contexts_of(config, state.seed)
         if state.tasks_done:
             self.model.load_state_dict(state.model)
@@ -77,7 +80,7 @@ class Run:
         self.optimizer = new_optimizer(self.model, config)
         if state.optimizer is not None:
             self.optimizer.load_state_dict(state.optimizer)
-        self._images = torch.empty(0)  # each task's in turn
+        self._images = torch.empty(0, device=device)  # each task's in turn
 
     def train(self, task: int, report: Progress) -> None:
         """Trains one task. The order of samples follows from seed and task alone."""
@@ -87,16 +90,23 @@ class Run:
         if task > 0 and config.optimizer_lifetime == "task":
             self.optimizer = new_optimizer(self.model, config)
         generator = torch.Generator().manual_seed(1_000_003 * (state.seed + 1) + task)
-        times, loss = [], torch.tensor(float("nan"))
+        times, loss, step = [], torch.tensor(float("nan")), self._stepper()
         for _ in range(config.epochs):
-            for index in batches(len(x), config.batch_size, generator):
+            for index in batches(len(x), config.batch_size, generator, self.device):
                 begin = time.perf_counter()
-                loss = self._step(x.index_select(0, index), labels.index_select(0, index))
+                loss = step(x.index_select(0, index), labels.index_select(0, index))
                 times.append(1e3 * (time.perf_counter() - begin))
                 report(*self._position(task, len(times)), f"task {task + 1} of {config.tasks}")
-        state.loss.append(float(loss))
-        state.step_ms.append(median(times))
-        state.train_seconds += time.perf_counter() - start
+        state.loss.append(float(loss))  # on a GPU, this waits for the steps
+        seconds = time.perf_counter() - start
+        state.step_ms.append(median(times) if self.device.type == "cpu" else 1e3 * seconds / len(times))
+        state.train_seconds += seconds
+
+    def _stepper(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """A task's step; on a GPU as a graph, but where the host chooses each batch's context."""
+        if self.device.type == "cuda" and self.config.context != "clusters":
+            return GraphedStep(self._step)
+        return self._step
 
     def _step(self, x: Tensor, labels: Tensor) -> Tensor:
         return train_step(self.model, self.optimizer, x, labels, self.contexts.of_batch(x))
@@ -119,7 +129,14 @@ class Run:
 
 
 def run(
-    config: Experiment, seed: int, data: MNIST, folder: Path, *, resume: bool = False, progress: Progress | None = None
+    config: Experiment,
+    seed: int,
+    data: MNIST,
+    folder: Path,
+    *,
+    device: str = "cpu",
+    resume: bool = False,
+    progress: Progress | None = None,
 ) -> dict:
     """Runs the experiment and returns its result row. With `resume`, goes on after the last finished task of a run
     that was stopped, with its thread count (torch's matrix products depend on it), to the same numbers. Without it,
@@ -135,17 +152,25 @@ def run(
     threads = torch.get_num_threads()
     torch.set_num_threads(state.threads)
     try:
-        going = Run(config, state, data)
+        going = Run(config, state, data, device)
         _run_tasks(going, path, progress or (lambda done, total, what: None))
-        return {**_row(config, state), **_findings(going, folder)}
+        return {**_row(config, state), **_findings(going, folder), "device": _name(going.device)}
     finally:
         torch.set_num_threads(threads)  # the next seed runs with what its own command asks for
 
 
-def check_backend() -> None:
-    """Raises LabError where DENDRITE_BACKEND names none, or one that can't run here."""
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def check_backend(device: str = "cpu") -> None:
+    """Raises LabError for a device that is not here, and where DENDRITE_BACKEND names what can't run there."""
+    if device not in ("cpu", "cuda"):
+        raise LabError(f"--device: expected cpu or cuda, got {device}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise LabError("--device cuda: torch finds no CUDA GPU here")
     try:
-        backend.choose(torch.device("cpu"))
+        backend.choose(torch.device(device))
     except (ValueError, backend.BackendUnavailable) as error:
         raise LabError(str(error)) from None
 
