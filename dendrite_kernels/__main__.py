@@ -13,6 +13,7 @@ import torch
 from . import __version__
 from .backend import BackendUnavailable, explain
 from .backends import cpu
+from .backends.triton import plan
 
 
 def versions() -> dict[str, str]:
@@ -68,8 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"dendrite_kernels {facts.pop('dendrite_kernels')}")
     for name, value in facts.items():
         print(f"  {name:16} {value}")
-    devices = [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]
-    for device in devices:
+    for device in (torch.device("cpu"), torch.device("cuda")):
         print(f"backends for {device.type} tensors")
         try:
             rows = explain(device)
@@ -77,9 +77,16 @@ def main(arguments: list[str] | None = None) -> int:
             rows = [("none", str(error))]
         for name, state in rows:
             print(f"  {name:16} {state}")
-    if len(devices) == 1:
-        print("backends for cuda tensors\n  none of ours yet: the reference would run")
+    print(f"a Triton layer of one sample\n  {_launches()}")
     return 0
+
+
+def _launches() -> str:
+    try:
+        one, why = plan.choose(1, 2048, 1, torch.float32)
+    except ValueError as error:
+        return str(error)
+    return f"{'in one launch' if one else 'a launch a stage'}: {why}"
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import torch
 
 import dendrite_kernels as dk
 from dendrite_kernels import reference as ref
+from dendrite_kernels.ops.dendritic_linear import dendritic_layer
 from dendrite_kernels.testing import DTYPES, assert_close, assert_same_bits, small_integers
 
 BATCH, INPUTS, UNITS, SEGMENTS, WIDTH, K = 20, 30, 50, 4, 12, 7
@@ -114,6 +115,38 @@ def test_opcheck(implementation, sparse_x):
         torch.ops.dendrite_kernels.linear_kwinners.default,
         (values.requires_grad_(), indices, weight, bias, gate, index, 3, "mul", None, False),
     )
+
+
+@pytest.mark.parametrize("sparse_x", [False, True])
+def test_the_layer_as_one_op(implementation, sparse_x):
+    """opcheck, and the values and gradients of the ops that it stands for."""
+    x = dk.gated_kwinners_sparse(torch.randn(4, 6, dtype=torch.float64), None, None, None, 3)
+    values, indices = (x.values, x.indices) if sparse_x else (torch.randn(4, 6, dtype=torch.float64), None)
+    shapes = [(7, 6), (7,), (2, 5), (7, 3, 5), (7, 3)]
+    leaves = [values.requires_grad_(), *(torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes)]
+    index = torch.tensor([0, 1, 1, 0])
+    args = (leaves[0], indices, *leaves[1:], index, 3, "abs_max", "sigmoid", "mul", None, False)
+    torch.library.opcheck(torch.ops.dendrite_kernels.dendritic_layer.default, args)
+    given = dk.KSparse(leaves[0], indices, 6) if sparse_x else leaves[0]
+    one = dendritic_layer(given, *leaves[1:], index, 3)
+    several = dk.dendritic_linear(given, *leaves[1:], index, 3, sparse=True)
+    assert_same_bits(one.indices, several.indices)
+    assert_same_bits(one.values, several.values)
+    grad = torch.randn_like(one.values)
+    for a, b in zip(*(torch.autograd.grad(z.values, leaves, grad) for z in (one, several)), strict=True):
+        assert_same_bits(a, b)
+
+
+def test_the_layer_as_one_op_names_what_is_wrong():
+    shapes = [(4, 6), (7, 6), (7,), (2, 5), (7, 3, 5), (7, 3)]
+    x, weight, bias, context, segments, segment_bias = (torch.randn(s) for s in shapes)
+    with pytest.raises(ValueError, match=r"weight: expected shape \[O, I\] = \[7, any\], got \[8, 6\]"):
+        dendritic_layer(x, torch.randn(8, 6), bias, context, segments, segment_bias, torch.zeros(4).int(), 3)
+    with pytest.raises(ValueError, match="context_index: expected one, as there are 2 contexts for 4 rows"):
+        dendritic_layer(x, weight, bias, context, segments, segment_bias, None, 3)
+    with pytest.raises(TypeError, match="segments: expected torch.float32 to go with weight"):
+        wide = context.double(), segments.double()
+        dendritic_layer(x, weight, bias, *wide, None, torch.zeros(4).int(), 3)
 
 
 def test_second_derivative_raises(implementation):

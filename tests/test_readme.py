@@ -28,7 +28,7 @@ def test_snippets_run_and_the_equivalent_is_equivalent():
 
 def test_the_ops_named_are_there():
     names = re.findall(r"`(\w+)`", re.search(r"- The ops: (.*?)\. ", README, flags=re.S).group(1))
-    assert len(names) == 8 and all(hasattr(dk, name) for name in names)
+    assert len(names) == 9 and all(hasattr(dk, name) for name in names)
 
 
 @pytest.mark.parametrize("name", re.findall(r"dendrite-lab run (\S+)", README))
