@@ -144,7 +144,7 @@ def test_the_layer_as_one_op_names_what_is_wrong():
         dendritic_layer(x, torch.randn(8, 6), bias, context, segments, segment_bias, torch.zeros(4).int(), 3)
     with pytest.raises(ValueError, match="context_index: expected one, as there are 2 contexts for 4 rows"):
         dendritic_layer(x, weight, bias, context, segments, segment_bias, None, 3)
-    with pytest.raises(TypeError, match="segments: expected torch.float32 to go with weight"):
+    with pytest.raises(TypeError, match=r"segments: expected torch\.float32 to go with weight"):
         wide = context.double(), segments.double()
         dendritic_layer(x, weight, bias, *wide, None, torch.zeros(4).int(), 3)
 
