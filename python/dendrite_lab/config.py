@@ -15,6 +15,7 @@ __all__ = ["EXPERIMENTS", "LARGEST_SEED", "Experiment", "experiment"]
 TRAINED = {
     "prototype": {2: (1, 5e-4), 5: (1, 5e-4), 10: (3, 5e-4), 25: (5, 3e-4), 50: (3, 3e-4), 100: (3, 1e-4)},
     "prototype_segments_10": {2: (5, 1e-3), 5: (5, 7e-4), 10: (3, 5e-4), 25: (5, 3e-4), 50: (5, 7e-5), 100: (3, 7e-5)},
+    "si_prototype": dict.fromkeys(published.TASKS, (20, 5e-4)),
     "construct_prototype": {2: (5, 1e-3), 5: (5, 1e-3), 10: (3, 1e-3), 25: (1, 3e-4), 50: (3, 1e-4), 100: (3, 1e-4)},
     "active_dendrites_only": {
         **{2: (5, 5e-4), 5: (10, 1e-3), 10: (5, 5e-6), 25: (5, 5e-6), 50: (5, 1e-5), 100: (5, 5e-6)}
@@ -31,11 +32,13 @@ TRAINED = {
 
 _PLAIN = {"segments": 0, "context": "none", "activation": "relu", "weight_sparsity": 0.0}
 _BAIN = {"segments": 10, "context_density": 0.05, "optimizer_lifetime": "run"}
+_SI = {"hidden": (2000, 2000), "si_c": 0.1, "si_xi": 0.1, "optimizer_lifetime": "run"}
 
 # family: what differs from prototype_N, which has as many segments as tasks
 NETWORKS = {
     "prototype": {},
     "prototype_segments_10": {"segments": 10, "context_density": 0.05},
+    "si_prototype": {**_SI, "evaluate_after": (1, 2, 3, 4, 5, 10, 25, 50, 75, 100)},
     "construct_prototype": {"context": "clusters"},
     "active_dendrites_only": {"activation": "relu"},
     "sparse_representations_only": {"segments": 0, "context": "none"},

@@ -16,6 +16,7 @@ CHOICES = {
     "activation": ("kwinners", "relu"),
     "context": ("prototype", "clusters", "mean", "onehot", "zeros", "none"),
     "optimizer_lifetime": ("task", "run"),
+    "si_variant": ("adn", "zenke"),
 }
 
 
@@ -46,6 +47,9 @@ class Experiment:
     context: str = "prototype"
     optimizer_lifetime: str = "task"  # "run": Adam is never made anew
     record_activations: int = 0  # test samples a task whose active units are counted after the last task
+    si_c: float = 0.0  # strength of Synaptic Intelligence; 0: without it
+    si_xi: float = 0.1  # its damping
+    si_variant: str = "adn"
 
     @property
     def plain(self) -> bool:
@@ -88,6 +92,10 @@ class Experiment:
                 raise LabError(f"{field}: expected one of {', '.join(choices)}, got {getattr(self, field)}")
         if not 0 < self.lr < math.inf:  # NaN is neither
             raise LabError(f"lr: expected a finite number above 0, got {self.lr}")
+        if not 0 <= self.si_c < math.inf:
+            raise LabError(f"si_c: expected a finite number of 0 or more, got {self.si_c}")
+        if not 0 < self.si_xi < math.inf:
+            raise LabError(f"si_xi: expected a finite number above 0, got {self.si_xi}")
         if not 0 <= self.data_seed <= LARGEST_SEED:
             raise LabError(f"data_seed: expected 0 to {LARGEST_SEED}, got {self.data_seed}")
         if not self.batch_size <= self.train_samples <= 60000:

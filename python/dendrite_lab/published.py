@@ -72,7 +72,6 @@ def curve(family: str, values: dict[str, float] = ACCURACY) -> dict[int, float]:
 
 # family: why no experiment of it can be run
 NOT_RUNNABLE = {
-    "si_prototype": "needs Synaptic Intelligence, which is not built yet",
     "si_alone": "a number from the literature",
     "xdg": "a number from the literature",
     "si_xdg": "a number from the literature",

@@ -30,6 +30,7 @@ class State:
     step_ms: list = field(default_factory=list)  # median of each task
     model: dict = field(default_factory=dict)
     optimizer: dict | None = None  # of one that lives for the whole run
+    si: dict | None = None  # of Synaptic Intelligence
 
     def save(self, path: Path) -> None:
         buffer = io.BytesIO()
@@ -57,10 +58,12 @@ class Saver:
     def __init__(self, state: State, path: Path):
         self.state, self.path, self.cost, self.saved_at = state, path, 0.0, time.perf_counter()
 
-    def save_if_worth(self, last: bool, optimizer: torch.optim.Optimizer | None = None) -> None:
+    def save_if_worth(self, last: bool, **kept) -> None:
+        """kept: by the state's field, what has a state_dict to save, which may cost a copy."""
         start = time.perf_counter()
         if last or self.cost <= max(self.QUICK, self.SHARE * (start - self.saved_at)):
-            self.state.optimizer = None if optimizer is None else optimizer.state_dict()
+            for name, part in kept.items():
+                setattr(self.state, name, part.state_dict())
             self.state.save(self.path)
             self.saved_at = time.perf_counter()
             self.cost = self.saved_at - start

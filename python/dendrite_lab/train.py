@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from dendrite_kernels import backend
-from dendrite_kernels.optim import Adam
+from dendrite_kernels.optim import Adam, SynapticIntelligence
 from dendrite_kernels.sparsity import rezero_weights
 
 from . import activations
@@ -29,12 +29,14 @@ from .state import Saver, State, check_unstarted, state_path
 Progress = Callable[[int, int, str], None]
 
 
-def train_step(model, optimizer, x: Tensor, labels: Tensor, context: Tensor | None) -> Tensor:
-    """One step: forward, backward, update; masked weights are zero after it. Returns the loss."""
+def train_step(
+    model, optimizer, x: Tensor, labels: Tensor, context: Tensor | None, si: SynapticIntelligence | None = None
+) -> Tensor:
+    """One step: forward, backward, update (si's, where given); masked weights are zero after it. Returns the loss."""
     optimizer.zero_grad()
     loss = cross_entropy(model(x, context), labels)
     loss.backward()
-    optimizer.step()
+    (si or optimizer).step()
     if not isinstance(optimizer, Adam):  # ours leaves them at zero
         rezero_weights(model)
     return loss.detach()
@@ -77,6 +79,11 @@ class Run:
         self.optimizer = new_optimizer(self.model, config)
         if state.optimizer is not None:
             self.optimizer.load_state_dict(state.optimizer)
+        self.si = None
+        if config.si_c:
+            self.si = SynapticIntelligence(self.model, self.optimizer, config.si_c, config.si_xi, config.si_variant)
+            if state.si is not None:
+                self.si.load_state_dict(state.si)
         self._images = torch.empty(0)  # each task's in turn
 
     def train(self, task: int, report: Progress) -> None:
@@ -86,6 +93,8 @@ class Run:
         self.contexts.begin_task(x)
         if task > 0 and config.optimizer_lifetime == "task":
             self.optimizer = new_optimizer(self.model, config)
+            if self.si:
+                self.si.optimizer = self.optimizer
         generator = torch.Generator().manual_seed(1_000_003 * (state.seed + 1) + task)
         times, loss = [], torch.tensor(float("nan"))
         for _ in range(config.epochs):
@@ -94,12 +103,14 @@ class Run:
                 loss = self._step(x.index_select(0, index), labels.index_select(0, index))
                 times.append(1e3 * (time.perf_counter() - begin))
                 report(*self._position(task, len(times)), f"task {task + 1} of {config.tasks}")
+        if self.si:
+            self.si.end_task()
         state.loss.append(float(loss))
         state.step_ms.append(median(times))
         state.train_seconds += time.perf_counter() - start
 
     def _step(self, x: Tensor, labels: Tensor) -> Tensor:
-        return train_step(self.model, self.optimizer, x, labels, self.contexts.of_batch(x))
+        return train_step(self.model, self.optimizer, x, labels, self.contexts.of_batch(x), self.si)
 
     def evaluate(self, seen: int, report: Progress) -> None:
         report(*self._position(seen, 0), f"evaluating on {seen} tasks")
@@ -108,11 +119,12 @@ class Run:
         self.state.accuracy[seen] = evaluate(self.model, self.tasks, seen, self.contexts, batch)
         self.state.eval_seconds += time.perf_counter() - start
 
-    def capture(self, tasks_done: int) -> torch.optim.Optimizer | None:
-        """Puts into the state what has changed; returns the optimizer where it is to be kept too."""
+    def capture(self, tasks_done: int) -> dict:
+        """Puts into the state what has changed; returns what is to be kept too and is large, by the state's field."""
         self.state.tasks_done = tasks_done
         self.state.model, self.state.contexts = self.model.state_dict(), self.contexts.state()
-        return self.optimizer if self.config.optimizer_lifetime == "run" else None
+        kept = {"optimizer": self.optimizer} if self.config.optimizer_lifetime == "run" else {}
+        return {**kept, "si": self.si} if self.si else kept
 
     def _position(self, task: int, step: int) -> tuple[int, int]:
         return task * (self.config.steps // self.config.tasks) + step, self.config.steps
@@ -157,8 +169,7 @@ def _run_tasks(going: Run, path: Path, report: Progress) -> None:
         seen = task + 1
         if seen in config.evaluate_after or seen == config.tasks:
             going.evaluate(seen, report)
-        optimizer = going.capture(seen)
-        saver.save_if_worth(last=seen == config.tasks, optimizer=optimizer)
+        saver.save_if_worth(last=seen == config.tasks, **going.capture(seen))
 
 
 def _row(config: Experiment, state: State) -> dict:
