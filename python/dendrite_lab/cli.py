@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from statistics import mean
 from typing import Annotated
@@ -17,7 +18,7 @@ from rich.text import Text
 
 from . import published
 from . import sweep as sweeps
-from .config import EXPERIMENTS, LARGEST_SEED, Experiment, experiment
+from .config import EXPERIMENTS, LARGEST_SEED, Configuration, experiment
 from .errors import LabError
 from .results import append_row, as_configured, finished_seeds, known_rows, read_rows
 
@@ -79,6 +80,8 @@ def run(
 ) -> None:
     """Trains and evaluates an experiment, and adds a row a seed to OUT/results.jsonl."""
     config = experiment(name, _pairs(changes or []))
+    if curve and not hasattr(config, "evaluate_after"):
+        raise LabError(f"--curve: expected an experiment that evaluates after some tasks only, got {name}")
     if curve:
         config = replace(config, evaluate_after=tuple(range(1, config.tasks + 1)))
     if seed + seeds - 1 > LARGEST_SEED:
@@ -106,10 +109,11 @@ def run(
             raise typer.Exit(130) from None
 
 
-def _run_seed(config: Experiment, seed: int, mnist, out: Path, *, resume: bool, check=lambda: None) -> dict:
+def _run_seed(config: Configuration, seed: int, mnist, out: Path, *, resume: bool, check=lambda: None) -> dict:
     """One run with its progress shown, its row added and its state removed; check() is called at every step."""
     from .state import state_path
-    from .train import run as run_one
+
+    run_one = import_module(f".{config.runner}", __package__).run  # its kind's, which takes torch
 
     with _progress() as bar:
         task = bar.add_task(f"{config.name}, seed {seed}", total=None, what="loading")
@@ -124,7 +128,7 @@ def _run_seed(config: Experiment, seed: int, mnist, out: Path, *, resume: bool, 
     beside = f" (published: {_percent(config.name)})" if as_configured(row) and _percent(config.name) != "-" else ""
     found = f", {row['clusters']} clusters found" if "clusters" in row else ""
     console.print(
-        f"{config.name}, seed {seed}: mean accuracy over {config.tasks} tasks {100 * row['accuracy']:.2f} %{beside}"
+        f"{config.name}, seed {seed}: {config.describe()} {100 * row['accuracy']:.2f} %{beside}"
         f"{found}; training {row['train_seconds']:.0f} s, evaluation {row['eval_seconds']:.0f} s, "
         f"{row['step_ms']:.1f} ms a step (median). Row added to {path}"
     )

@@ -6,10 +6,11 @@ import difflib
 from dataclasses import replace
 
 from . import published
+from .configuration import LARGEST_SEED, Configuration, changed
 from .errors import LabError
-from .experiment import LARGEST_SEED, Experiment, changed
+from .experiment import Experiment
 
-__all__ = ["EXPERIMENTS", "LARGEST_SEED", "Experiment", "experiment"]
+__all__ = ["EXPERIMENTS", "LARGEST_SEED", "Configuration", "experiment"]
 
 # family: number of tasks -> (epochs, learning rate)
 TRAINED = {
@@ -85,7 +86,7 @@ def _experiments() -> dict[str, Experiment]:
 EXPERIMENTS = _experiments()
 
 
-def experiment(name: str, changes: dict[str, str] | None = None) -> Experiment:
+def experiment(name: str, changes: dict[str, str] | None = None) -> Configuration:
     """The experiment of this name, with fields replaced ("lr" -> "1e-3"). Raises LabError for unknown ones."""
     if name in published.not_runnable():
         raise LabError(f"{name} can't be run: {published.not_runnable()[name]}")

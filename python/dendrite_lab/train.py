@@ -22,8 +22,8 @@ from .errors import LabError
 from .experiment import Experiment
 from .networks import build_model
 from .permuted import PermutedMNIST, batches
-from .results import provenance
-from .state import Saver, State, check_unstarted, state_path
+from .results import row_of
+from .state import Saver, State, begun
 
 # Called with (steps done, steps in all, what is going on).
 Progress = Callable[[int, int, str], None]
@@ -137,21 +137,10 @@ def run(
     that was stopped, with its thread count (torch's matrix products depend on it), to the same numbers. Without it,
     raises LabError where such a run has left its state.
     """
-    path = state_path(folder, config, seed)
-    if resume and path.exists():
-        state = State.load(path, config)
-    else:
-        check_unstarted(path)
-        state = State(config.to_dict(), seed, torch.get_num_threads())
-        state.save(path)  # so that a run stopped in its first task is resumed with its threads too
-    threads = torch.get_num_threads()
-    torch.set_num_threads(state.threads)
-    try:
+    with begun(State, config, seed, folder, resume) as (state, path):
         going = Run(config, state, data)
         _run_tasks(going, path, progress or (lambda done, total, what: None))
         return {**_row(config, state), **_findings(going, folder)}
-    finally:
-        torch.set_num_threads(threads)  # the next seed runs with what its own command asks for
 
 
 def check_backend() -> None:
@@ -174,20 +163,8 @@ def _run_tasks(going: Run, path: Path, report: Progress) -> None:
 
 def _row(config: Experiment, state: State) -> dict:
     final = state.accuracy[config.tasks]
-    return {
-        "experiment": config.name,
-        "family": config.family,
-        "seed": state.seed,
-        "config": config.to_dict(),
-        "accuracy": sum(final) / len(final),
-        "accuracy_by_task": {str(seen): values for seen, values in state.accuracy.items()},
-        "loss_by_task": state.loss,
-        "train_seconds": state.train_seconds,
-        "eval_seconds": state.eval_seconds,
-        "step_ms": median(state.step_ms),
-        "threads": state.threads,
-        **provenance(),
-    }
+    by_task = {str(seen): values for seen, values in state.accuracy.items()}
+    return row_of(config, state, sum(final) / len(final), accuracy_by_task=by_task, loss_by_task=state.loss)
 
 
 def _findings(going: Run, folder: Path) -> dict:

@@ -4,7 +4,7 @@ import pytest
 from dendrite_lab import published
 from dendrite_lab.config import EXPERIMENTS, experiment
 from dendrite_lab.errors import LabError
-from dendrite_lab.experiment import completed
+from dendrite_lab.experiment import Experiment
 
 TASKS = (2, 5, 10, 25, 50, 100)
 EPOCHS_AND_RATES = """
@@ -143,7 +143,7 @@ def test_steps_and_evaluations_of_a_run():
 def test_what_an_older_version_wrote_is_the_same_configuration():
     now = EXPERIMENTS["prototype_10"].to_dict()
     older = {key: now[key] for key in list(now)[: list(now).index("activation")]}
-    assert completed(older) == now and older != now
+    assert Experiment.completed(older) == now and older != now
 
 
 @pytest.mark.parametrize(
