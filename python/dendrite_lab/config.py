@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import replace
 
-from . import published, si_experiment
+from . import published, si_experiment, tickets_experiment
 from .configuration import LARGEST_SEED, Configuration, changed
 from .errors import LabError
 from .experiment import Experiment
@@ -83,7 +83,11 @@ def _experiments() -> dict[str, Experiment]:
     return {**named, recorded.name: replace(recorded, record_activations=5000)}
 
 
-EXPERIMENTS: dict[str, Configuration] = {**_experiments(), **si_experiment.EXPERIMENTS}
+EXPERIMENTS: dict[str, Configuration] = {
+    **_experiments(),
+    **si_experiment.EXPERIMENTS,
+    **tickets_experiment.EXPERIMENTS,
+}
 
 
 def experiment(name: str, changes: dict[str, str] | None = None) -> Configuration:
