@@ -9,6 +9,7 @@ from . import published, si_experiment
 from .configuration import LARGEST_SEED, Configuration, changed
 from .errors import LabError
 from .experiment import Experiment
+from .split_cifar import split_cifar_experiments
 
 __all__ = ["EXPERIMENTS", "LARGEST_SEED", "Configuration", "experiment"]
 
@@ -78,7 +79,7 @@ def _sweeps() -> list[Experiment]:
 
 
 def _experiments() -> dict[str, Experiment]:
-    named = {config.name: config for config in [*_families(), *_sweeps()]}
+    named = {config.name: config for config in [*_families(), *_sweeps(), *split_cifar_experiments()]}
     recorded = replace(named["prototype_10"], name="hidden_activations_per_task", family="hidden_activations")
     return {**named, recorded.name: replace(recorded, record_activations=5000)}
 
