@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import replace
 
-from . import published, si_experiment
+from . import published, si_cifar, si_experiment
 from .configuration import LARGEST_SEED, Configuration, changed
 from .errors import LabError
 from .experiment import Experiment
@@ -84,7 +84,7 @@ def _experiments() -> dict[str, Experiment]:
     return {**named, recorded.name: replace(recorded, record_activations=5000)}
 
 
-EXPERIMENTS: dict[str, Configuration] = {**_experiments(), **si_experiment.EXPERIMENTS}
+EXPERIMENTS: dict[str, Configuration] = {**_experiments(), **si_experiment.EXPERIMENTS, **si_cifar.EXPERIMENTS}
 
 
 def experiment(name: str, changes: dict[str, str] | None = None) -> Configuration:
