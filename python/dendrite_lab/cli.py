@@ -133,6 +133,8 @@ def _run_seed(config: Configuration, seed: int, data, out: Path, *, resume: bool
         f"{found}; training {row['train_seconds']:.0f} s, evaluation {row['eval_seconds']:.0f} s, "
         f"{row['step_ms']:.1f} ms a step (median). Row added to {path}"
     )
+    if "note" in row:
+        console.print(row["note"], soft_wrap=True)
     return row
 
 
@@ -181,14 +183,16 @@ def report(
     ] = False,
 ) -> None:
     """Prints results beside the published numbers and draws the papers' figures."""
-    from . import figures
+    from . import cifar_figures, figures
     from . import report as reports
 
     rows = known_rows(out) if committed else read_rows(out)
     for table in (reports.table(rows), reports.clusters_table(rows), reports.not_run(rows)):
         if table is not None:
             console.print(table)
-    for path in figures.draw_all(rows, out):
+    for note in reports.notes(rows):
+        console.print(note, soft_wrap=True)
+    for path in (*figures.draw_all(rows, out), *cifar_figures.draw_all(rows, out)):
         console.print(f"plot: {path.resolve()}", soft_wrap=True)
 
 
