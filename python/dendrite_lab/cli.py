@@ -53,6 +53,17 @@ def list_(out: Out = Path("runs")) -> None:
     console.print(table)
     for family, why in published.NOT_RUNNABLE.items():
         console.print(f"{family}_N can't be run: {why}")
+    for note, some in _notes(EXPERIMENTS.values()).items():
+        console.print(f"{', '.join(some)}: {note}", soft_wrap=True)
+
+
+def _notes(configs) -> dict[str, list[str]]:
+    """note -> names of the experiments that it is about."""
+    out: dict[str, list[str]] = {}
+    for config in configs:
+        if config.note:
+            out.setdefault(config.note, []).append(config.name)
+    return out
 
 
 def _percent(name: str) -> str:

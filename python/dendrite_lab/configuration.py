@@ -39,6 +39,11 @@ class Configuration:
         """What datasets.load gives to the runner as data; a kind may have a field of this name."""
         return "mnist"
 
+    @property
+    def note(self) -> str | None:
+        """What a reader of its results must know: that another data set stands in for the paper's, say."""
+        return None
+
     def checks(self) -> None:
         """Raises LabError for values that no run could use."""
 

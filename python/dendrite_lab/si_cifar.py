@@ -59,7 +59,7 @@ class SICIFAR(Configuration):
 
     @property
     def note(self) -> str | None:
-        """What a reader of its results must know."""
+        """That CIFAR-10 stands in, where it does."""
         if self.dataset == "cifar10_100":
             return None
         return f"CIFAR-10 alone, {self.tasks} tasks of 2 classes, {self.epochs} epochs each; not the paper's experiment"

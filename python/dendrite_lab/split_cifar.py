@@ -79,7 +79,7 @@ class SplitCIFAR(Configuration):
 
     @property
     def note(self) -> str | None:
-        """What a reader of its results must know."""
+        """That CIFAR-10 stands in, where it does."""
         if self.dataset == "cifar100":
             return None
         return (

@@ -50,3 +50,9 @@ def test_a_given_folder_of_both_data_sets(folder, main, tmp_path, monkeypatch):
 def test_what_has_no_curve_says_so(main):
     status, _, said = main("run", "split_cifar10_cnn", "--curve")
     assert status == 1 and "--curve: expected an experiment that evaluates after some tasks only" in said
+
+
+def test_the_list_says_what_stands_in(main):
+    _, out, _ = main("list")
+    (line,) = [line for line in out.splitlines() if line.startswith("split_cifar10_cnn, split_cifar10_sparse, ")]
+    assert "CIFAR-10 in CIFAR-100's place" in line and "split_cifar100" not in line
