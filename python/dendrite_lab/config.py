@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 from dataclasses import replace
 
-from . import published, si_experiment, tickets_experiment
+from . import published, si_cifar, si_experiment, tickets_experiment
 from .configuration import LARGEST_SEED, Configuration, changed
 from .errors import LabError
 from .experiment import Experiment
+from .split_cifar import split_cifar_experiments
 
 __all__ = ["EXPERIMENTS", "LARGEST_SEED", "Configuration", "experiment"]
 
@@ -78,7 +79,7 @@ def _sweeps() -> list[Experiment]:
 
 
 def _experiments() -> dict[str, Experiment]:
-    named = {config.name: config for config in [*_families(), *_sweeps()]}
+    named = {config.name: config for config in [*_families(), *_sweeps(), *split_cifar_experiments()]}
     recorded = replace(named["prototype_10"], name="hidden_activations_per_task", family="hidden_activations")
     return {**named, recorded.name: replace(recorded, record_activations=5000)}
 
@@ -86,6 +87,7 @@ def _experiments() -> dict[str, Experiment]:
 EXPERIMENTS: dict[str, Configuration] = {
     **_experiments(),
     **si_experiment.EXPERIMENTS,
+    **si_cifar.EXPERIMENTS,
     **tickets_experiment.EXPERIMENTS,
 }
 

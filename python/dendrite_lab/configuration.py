@@ -34,6 +34,16 @@ class Configuration:
         """A configuration as it was written, with what an older version did not know of."""
         return {**{f.name: _listed(f.default) for f in fields(cls) if f.default is not MISSING}, **config}
 
+    @property
+    def dataset(self) -> str:
+        """What datasets.load gives to the runner as data; a kind may have a field of this name."""
+        return "mnist"
+
+    @property
+    def note(self) -> str | None:
+        """What a reader of its results must know: that another data set stands in for the paper's, say."""
+        return None
+
     def checks(self) -> None:
         """Raises LabError for values that no run could use."""
 

@@ -35,6 +35,11 @@ ACCURACY |= {
     "si_permuted_mnist_10": SI_PERMUTED[-1],
     **{f"si_permuted_mnist_10_c{c}": value for c, value in (("0.02", 0.9391), ("0.01", 0.91997), ("0", 0.57406))},
 }
+# Synaptic Intelligence on split CIFAR: the mean of its reference run
+ACCURACY |= {
+    **{f"si_split_cifar{what}": value for what, value in (("_c0", 0.6251), ("_c0.01", 0.7353), ("", 0.7200))},
+    "si_split_cifar_scratch": 0.7112,
+}
 
 # experiment: clusters found, mean of 8 trials
 CLUSTERS = _by_tasks("construct_prototype_{}", (2.25, 5.625, 11.375, 28.125, 56.75, 110.5))

@@ -66,6 +66,11 @@ def clusters_table(rows: list[dict]) -> Table | None:
     return out
 
 
+def notes(rows: list[dict]) -> list[str]:
+    """What a reader of some rows must know: that another data set stands in for the paper's."""
+    return list(dict.fromkeys(f"{row['experiment']}: {row['note']}" for row in rows if "note" in row))
+
+
 def not_run(rows: list[dict]) -> Table:
     """Every published or named row that has no result, and why."""
     out = Table("not run", "why", padding=(0, 0), pad_edge=False)

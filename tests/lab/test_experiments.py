@@ -67,6 +67,8 @@ def test_published_accuracies():
     tables = {name: float(cell) for name, cell in cells(ACCURACIES)}
     tables |= {"si_permuted_mnist_10": 0.96943, "si_permuted_mnist_10_c0.02": 0.9391}
     tables |= {"si_permuted_mnist_10_c0.01": 0.91997, "si_permuted_mnist_10_c0": 0.57406}
+    tables |= {"si_split_cifar_c0": 0.6251, "si_split_cifar_c0.01": 0.7353, "si_split_cifar": 0.7200}
+    tables |= {"si_split_cifar_scratch": 0.7112}
     assert {**tables, **sweeps, "hidden_activations_per_task": 0.945509} == published.ACCURACY
     assert list(published.CLUSTERS.values()) == [2.25, 5.625, 11.375, 28.125, 56.75, 110.5]
 

@@ -70,13 +70,13 @@ def test_curves_average_the_runs_that_were_evaluated_there():
 @pytest.fixture
 def drawn(monkeypatch):
     """The figures that were drawn, kept from being closed: name -> the points and lines of its panels."""
-    seen, save = {}, figures._saved
+    seen, save = {}, figures.saved
 
     def keep(figure, path):
         seen[path.name] = [{line.get_label(): line.get_xydata().tolist() for line in a.lines} for a in figure.axes]
         return save(figure, path)
 
-    monkeypatch.setattr(figures, "_saved", keep)
+    monkeypatch.setattr(figures, "saved", keep)
     return seen
 
 
