@@ -194,17 +194,23 @@ def report(
     ] = False,
 ) -> None:
     """Prints results beside the published numbers and draws the papers' figures."""
-    from . import cifar_figures, figures
+    from . import cifar_figures, figures, si_figures, tickets_figures
     from . import report as reports
 
     rows = known_rows(out) if committed else read_rows(out)
-    for table in (reports.table(rows), reports.clusters_table(rows), reports.not_run(rows)):
+    for table in (
+        reports.table(rows),
+        reports.clusters_table(rows),
+        reports.tickets_table(rows),
+        reports.not_run(rows),
+    ):
         if table is not None:
             console.print(table)
     for note in reports.notes(rows):
         console.print(note, soft_wrap=True)
-    for path in (*figures.draw_all(rows, out), *cifar_figures.draw_all(rows, out)):
-        console.print(f"plot: {path.resolve()}", soft_wrap=True)
+    for kind in (figures, cifar_figures, si_figures, tickets_figures):
+        for path in kind.draw_all(rows, out):
+            console.print(f"plot: {path.resolve()}", soft_wrap=True)
 
 
 def _pairs(changes: list[str]) -> dict[str, str]:
