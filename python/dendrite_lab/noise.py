@@ -8,11 +8,11 @@ from torch import Tensor
 BRIGHT = 2.0  # standard deviations above the mean, of normalised pixels
 
 
-def bright_pixels(x: Tensor, share: float, seed: int, value: float = BRIGHT) -> Tensor:
-    """A copy of x [N, P] with round(share * P) pixels of each image, at random places, set to value.
+def pixel_order(images: int, pixels: int, seed: int) -> Tensor:
+    """The order [images, pixels] in which the pixels of each image are hit, at random, from the seed alone."""
+    return torch.rand(images, pixels, generator=torch.Generator().manual_seed(seed)).argsort(1)
 
-    The places follow from seed alone, and those of a smaller share are among those of a larger one.
-    """
-    count = round(share * x.shape[1])
-    places = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed)).argsort(1)[:, :count]
-    return x.scatter(1, places, value)
+
+def bright_pixels(x: Tensor, share: float, order: Tensor, value: float = BRIGHT) -> Tensor:
+    """A copy of x [N, P] with round(share * P) pixels of each image, the first of its order [N, P], set to value."""
+    return x.scatter(1, order[:, : round(share * x.shape[1])], value)

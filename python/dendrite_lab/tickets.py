@@ -17,7 +17,7 @@ from dendrite_kernels.nn import SparseLinear
 from dendrite_kernels.sparsity import densities, prune, random_ticket, rewind, rezero_weights
 
 from .data import MNIST
-from .noise import bright_pixels
+from .noise import bright_pixels, pixel_order
 from .permuted import MEAN, PIXELS, STD, batches
 from .results import row_of
 from .state import Saved, begun
@@ -69,6 +69,7 @@ class TicketRun:
         self.test = data.test_images.float().div_(255).sub_(MEAN).div_(STD), data.test_labels
         self.model = new_network(config, state.seed)
         self.initial = copy.deepcopy(self.model.state_dict())
+        self._order = None  # of noisy pixels, the same for all networks of the run
         if state.levels:
             self.model.load_state_dict(state.model)
 
@@ -143,7 +144,9 @@ class TicketRun:
 
     def _noisy_accuracy(self, model: nn.Module, share: float) -> float:
         x, labels = self.test
-        noisy = bright_pixels(x, share, self.state.seed)  # the same for all networks of the run
+        if self._order is None:
+            self._order = pixel_order(*x.shape, self.state.seed)
+        noisy = bright_pixels(x, share, self._order)
         return accuracy(model, (noisy, labels), self.config.test_batch_size)
 
 

@@ -5,7 +5,7 @@ import torch
 from dendrite_lab import tickets
 from dendrite_lab.config import experiment
 from dendrite_lab.errors import LabError
-from dendrite_lab.noise import bright_pixels
+from dendrite_lab.noise import bright_pixels, pixel_order
 from dendrite_lab.permuted import MEAN, STD
 from dendrite_lab.tickets_experiment import Tickets
 
@@ -63,20 +63,21 @@ def test_values_that_no_run_could_use(changes, says):
 @pytest.mark.parametrize("share, count", [(0, 0), (0.05, 39), (0.1, 78), (0.25, 196), (0.5, 392), (1, 784)])
 def test_noise_hits_so_many_pixels_of_each_image_with_its_value(share, count):
     x = torch.rand(20, 784)
-    noisy = bright_pixels(x, share, seed=3)
+    noisy = bright_pixels(x, share, pixel_order(20, 784, seed=3))
     hit = noisy != x
     assert hit.sum(1).tolist() == [count] * 20 and bool((noisy[hit] == 2).all())
     assert count in (0, 784) or len({tuple(row.tolist()) for row in hit}) == 20  # other places in each image
-    assert torch.equal(bright_pixels(x, share, seed=3), noisy)
+    assert torch.equal(pixel_order(20, 784, 3), pixel_order(20, 784, 3))
+    assert not torch.equal(pixel_order(20, 784, 3), pixel_order(20, 784, 4))
 
 
 def test_the_value_is_two_deviations_above_the_mean():
     pixel = (MEAN + 2 * STD - MEAN) / STD
-    assert float(bright_pixels(torch.zeros(1, 4), 1, 0)[0, 0]) == pytest.approx(pixel)
+    assert float(bright_pixels(torch.zeros(1, 4), 1, pixel_order(1, 4, 0))[0, 0]) == pytest.approx(pixel)
 
 
 def test_noise_is_spread_over_the_image():
-    hits = (bright_pixels(torch.zeros(2000, 784), 0.1, 0) != 0).float().sum(0)
+    hits = (bright_pixels(torch.zeros(2000, 784), 0.1, pixel_order(2000, 784, 0)) != 0).float().sum(0)
     # 2,000 draws of 78 / 784: mean 199, deviation 13.4; six of them
     assert bool(((hits - 2000 * 78 / 784).abs() < 6 * 13.4).all())
 
