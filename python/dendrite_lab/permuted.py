@@ -21,7 +21,7 @@ class PermutedMNIST:
 
     def __init__(self, data: MNIST, tasks: int, seed: int = 42):
         self.data, self.permutations = data, permutations(tasks, seed)
-        self._train, self._test = (_normalised(images) for images in (data.train_images, data.test_images))
+        self._train, self._test = (normalised(images) for images in (data.train_images, data.test_images))
 
     def train(self, task: int, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x [60000, 784], in out where it is given (fresh memory costs more than the copy), and labels [60000]."""
@@ -32,7 +32,8 @@ class PermutedMNIST:
         return self._test.index_select(1, self.permutations[task]), self.data.test_labels
 
 
-def _normalised(images: Tensor) -> Tensor:
+def normalised(images: Tensor) -> Tensor:
+    """Pixels uint8 as float32 of zero mean and unit variance, by the statistics of the public code."""
     return images.float().div_(255).sub_(MEAN).div_(STD)
 
 

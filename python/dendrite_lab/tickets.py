@@ -16,15 +16,18 @@ from torch.nn.functional import cross_entropy
 from dendrite_kernels.nn import SparseLinear
 from dendrite_kernels.sparsity import densities, prune, random_ticket, rewind, rezero_weights
 
+from . import permuted
+from .cifar import CIFAR
 from .data import MNIST
+from .images import normalised
 from .noise import bright_pixels, pixel_order
-from .permuted import MEAN, PIXELS, STD, batches
+from .permuted import batches
 from .results import row_of
 from .state import Saved, begun
 from .tickets_experiment import BEST, Tickets
 
 Progress = Callable[[int, int, str], None]
-Images = tuple[Tensor, Tensor]  # normalised, [N, 784]; labels [N]
+Images = tuple[Tensor, Tensor]  # normalised, [N, pixels]; labels [N]
 KINDS = ("winning", "random")
 
 
@@ -36,18 +39,20 @@ class TicketState(Saved):
 
 
 def new_network(config: Tickets, seed: int) -> nn.Sequential:
-    """The network of images [N, 784], drawn from the seed. Its fully connected layers can be pruned, all dense yet."""
+    """The network of images [N, pixels], drawn from the seed: dense, with fully connected layers that can be pruned."""
     torch.manual_seed(seed)
     if config.network == "fc":
-        return nn.Sequential(SparseLinear(PIXELS, 300), nn.ReLU(), SparseLinear(300, 100), nn.ReLU(), *_output(100))
+        hidden = (SparseLinear(config.pixels, 300), nn.ReLU(), SparseLinear(300, 100), nn.ReLU())
+        return nn.Sequential(*hidden, SparseLinear(100, 10))
     convolutions = (nn.Conv2d(1, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1), nn.ReLU())
     features = (nn.Unflatten(1, (1, 28, 28)), *convolutions, nn.MaxPool2d(2), nn.Flatten())
     hidden = (SparseLinear(64 * 14 * 14, 256), nn.ReLU(), SparseLinear(256, 256), nn.ReLU())
-    return nn.Sequential(*features, *hidden, *_output(256))
+    return nn.Sequential(*features, *hidden, SparseLinear(256, 10))
 
 
-def _output(inputs: int) -> list[nn.Module]:
-    return [SparseLinear(inputs, 10)]
+def flat_images(images: Tensor) -> Tensor:
+    """Pixels uint8 [N, 784] of MNIST or [N, 3, 32, 32] of CIFAR as float32 [N, pixels], normalised by channel."""
+    return permuted.normalised(images) if images.dim() == 2 else normalised(images.float().div_(255)).flatten(1)
 
 
 @torch.no_grad()
@@ -60,13 +65,13 @@ def accuracy(model: nn.Module, images: Images, batch: int) -> float:
 class TicketRun:
     """A run in memory: all that its state on disk brings back."""
 
-    def __init__(self, config: Tickets, state: TicketState, data: MNIST, report: Progress):
+    def __init__(self, config: Tickets, state: TicketState, data: MNIST | CIFAR, report: Progress):
         self.config, self.state, self.report = config, state, report
         few = config.train_samples
-        x = data.train_images.float().div_(255).sub_(MEAN).div_(STD)
+        x = flat_images(data.train_images)
         self.train = x[:few], data.train_labels[:few]
         self.validation = x[-config.validation :], data.train_labels[-config.validation :]
-        self.test = data.test_images.float().div_(255).sub_(MEAN).div_(STD), data.test_labels
+        self.test = flat_images(data.test_images), data.test_labels
         self.model = new_network(config, state.seed)
         self.initial = copy.deepcopy(self.model.state_dict())
         self._order = None  # of noisy pixels, the same for all networks of the run
@@ -157,7 +162,13 @@ def noisy_levels(config: Tickets) -> dict[str, set[int]]:
 
 
 def run(
-    config: Tickets, seed: int, data: MNIST, folder: Path, *, resume: bool = False, progress: Progress | None = None
+    config: Tickets,
+    seed: int,
+    data: MNIST | CIFAR,
+    folder: Path,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
 ) -> dict:
     """Runs the experiment and returns its result row; resumed after the last finished level, to the same numbers."""
     with begun(TicketState, config, seed, folder, resume) as (state, path):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from dendrite_lab import tickets
+from dendrite_lab.cifar import CIFAR
 from dendrite_lab.config import experiment
 from dendrite_lab.errors import LabError
 from dendrite_lab.noise import bright_pixels, pixel_order
@@ -32,6 +33,25 @@ def test_the_sources_settings(name):
     assert tickets.noisy_levels(config) == {"winning": {0, 9, 26}, "random": {9}}
 
 
+def test_cifar_10_has_a_third_of_the_noise():
+    config, mnist = experiment("tickets_fc_cifar10"), experiment("tickets_fc")
+    assert (config.dataset, config.pixels, config.train_samples) == ("cifar10", 3072, 45000)
+    assert [3 * share for share in config.noise] == pytest.approx(list(mnist.noise), abs=2e-4)
+    assert (config.levels, config.lr, config.batch_size) == (mnist.levels, mnist.lr, mnist.batch_size)
+
+
+def test_cifar_images_are_normalised_by_channel(tmp_path):
+    images = torch.randint(0, 256, (360, 3, 32, 32), dtype=torch.uint8)
+    got = tickets.flat_images(images)
+    for channel, (mean, std) in enumerate(((0.4914, 0.2023), (0.4822, 0.1994), (0.4465, 0.2010))):
+        want = (images[:, channel].double() / 255 - mean) / std
+        torch.testing.assert_close(got.view(360, 3, 32, 32)[:, channel].double(), want, atol=1e-5, rtol=0)
+    data = CIFAR(images[:300], torch.arange(300) % 10, images[300:], torch.arange(60) % 10, 10)
+    row = tickets.run(experiment("tickets_fc_cifar10", {**TINY, "levels": "2"}), 0, data, tmp_path)
+    kept, weights = (3072 * 300, 30000, 1000), 3072 * 300 + 31000
+    assert row["winning"][1]["density"] == sum(n - round(n / 8) for n in kept) / weights
+
+
 def test_the_networks():
     images = torch.zeros(2, 784)
     fc, lenet = (tickets.new_network(experiment(name), 0) for name in ("tickets_fc", "tickets_lenet5"))
@@ -49,6 +69,7 @@ def test_the_networks():
         ({"noise": "0,2"}, r"noise: expected fractions in \[0, 1\], got \(0.0, 2.0\)"),
         ({"train_samples": "56000"}, "train_samples: expected 60 or more, at most 55000, got 56000"),
         ({"network": "x"}, "network: expected one of fc, lenet5, got x"),
+        ({"dataset": "cifar10", "network": "lenet5", "train_samples": "60"}, "dataset: expected mnist for lenet5, got"),
         ({"noise": "a"}, "--set noise: expected a value like 0.0,0.05"),
     ],
 )
