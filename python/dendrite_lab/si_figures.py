@@ -34,7 +34,9 @@ def draw_all(rows: list[dict], folder: Path) -> list[Path]:
 def by_task(rows: list[dict]):
     """Accuracy on each task, and on all so far, against the number of tasks, with the error of the mean (figure 3)."""
     tasks = rows[0]["config"]["tasks"]
-    figure, panels = plt.subplots(1, tasks + 1, figsize=(3 * tasks, 3.2), sharey=True, constrained_layout=True)
+    figure, panels = plt.subplots(
+        1, tasks + 1, figsize=(3 * tasks, 3.2), sharex=True, sharey=True, constrained_layout=True
+    )
     for name, group in grouped(rows, lambda row: row["experiment"]).items():
         for task, axes in enumerate(panels[:-1]):
             _line(axes, group, lambda accuracies, t=task: accuracies[t], name, first=task + 1)
@@ -43,6 +45,7 @@ def by_task(rows: list[dict]):
         axes.set(xlabel="tasks", title=f"digits {2 * task}, {2 * task + 1}" if task < tasks else "average")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("test accuracy")
+    panels[0].set_xticks(range(1, tasks + 1))
     panels[-1].legend(fontsize="x-small")
     return figure
 
