@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import replace
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from statistics import mean
 from typing import Annotated
@@ -17,7 +19,7 @@ from rich.text import Text
 
 from . import published
 from . import sweep as sweeps
-from .config import EXPERIMENTS, LARGEST_SEED, Experiment, experiment
+from .config import EXPERIMENTS, LARGEST_SEED, Configuration, experiment
 from .errors import LabError
 from .results import append_row, as_configured, finished_seeds, known_rows, read_rows
 
@@ -32,7 +34,7 @@ console = Console(markup=False, emoji=False)
 errors = Console(markup=False, emoji=False, highlight=False, stderr=True, soft_wrap=True)
 
 Out = Annotated[Path, typer.Option("--out", help="Folder of results and of the state of unfinished runs.")]
-Data = Annotated[Path | None, typer.Option(help="Folder of the MNIST files (default: $DENDRITE_DATA/mnist).")]
+Data = Annotated[Path | None, typer.Option(help="Folder of the data set's files (default: its own in $DENDRITE_DATA).")]
 
 
 @app.command("list")
@@ -51,6 +53,17 @@ def list_(out: Out = Path("runs")) -> None:
     console.print(table)
     for family, why in published.NOT_RUNNABLE.items():
         console.print(f"{family}_N can't be run: {why}")
+    for note, some in _notes(EXPERIMENTS.values()).items():
+        console.print(f"{', '.join(some)}: {note}", soft_wrap=True)
+
+
+def _notes(configs) -> dict[str, list[str]]:
+    """note -> names of the experiments that it is about."""
+    out: dict[str, list[str]] = {}
+    for config in configs:
+        if config.note:
+            out.setdefault(config.note, []).append(config.name)
+    return out
 
 
 def _percent(name: str) -> str:
@@ -80,39 +93,45 @@ def run(
 ) -> None:
     """Trains and evaluates an experiment, and adds a row a seed to OUT/results.jsonl."""
     config = experiment(name, _pairs(changes or []))
+    if curve and not hasattr(config, "evaluate_after"):
+        raise LabError(f"--curve: expected an experiment that evaluates after some tasks only, got {name}")
     if curve:
         config = replace(config, evaluate_after=tuple(range(1, config.tasks + 1)))
     if seed + seeds - 1 > LARGEST_SEED:
         raise LabError(f"--seed: expected seeds up to {LARGEST_SEED}, got {seed + seeds - 1}")
 
     # torch takes seconds to import: after what needs none of it
-    from .data import load_mnist
+    from .datasets import load
     from .state import check_unstarted, state_path
     from .train import check_backend
 
     check_backend(device)
+    options = {} if device == "cpu" else {"device": device}
+    if options and config.runner != "train":
+        raise LabError(f"--device {device}: expected cpu for {name}: only the permutedMNIST families run on a GPU")
     finished = finished_seeds(out, config) if resume else set()
     if not resume:
         for s in range(seed, seed + seeds):  # before the first of them is run
             check_unstarted(state_path(out, config, s))
-    mnist = load_mnist(data, say=console.print)
+    loaded = load(config.dataset, data, say=console.print)
     for s in range(seed, seed + seeds):
         if s in finished:
             console.print(f"{name}, seed {s}: finished already")
             continue
         try:
-            _run_seed(config, s, mnist, out, resume=resume, device=device)
+            _run_seed(config, s, loaded, out, resume=resume, **options)
         except KeyboardInterrupt:  # typer would end without a word
             errors.print("stopped; the same command with --resume goes on after the last finished task")
             raise typer.Exit(130) from None
 
 
 def _run_seed(
-    config: Experiment, seed: int, mnist, out: Path, *, resume: bool, device: str = "cpu", check=lambda: None
+    config: Configuration, seed: int, data, out: Path, *, resume: bool, check=lambda: None, **options
 ) -> dict:
     """One run with its progress shown, its row added and its state removed; check() is called at every step."""
     from .state import state_path
-    from .train import run as run_one
+
+    run_one = import_module(f".{config.runner}", __package__).run  # its kind's, which takes torch
 
     with _progress() as bar:
         task = bar.add_task(f"{config.name}, seed {seed}", total=None, what="loading")
@@ -121,16 +140,18 @@ def _run_seed(
             bar.update(task, completed=done, total=total, what=what)
             check()
 
-        row = run_one(config, seed, mnist, out, device=device, resume=resume, progress=show)
+        row = run_one(config, seed, data, out, resume=resume, progress=show, **options)
     path = append_row(out, row)
     state_path(out, config, seed).unlink(missing_ok=True)
     beside = f" (published: {_percent(config.name)})" if as_configured(row) and _percent(config.name) != "-" else ""
     found = f", {row['clusters']} clusters found" if "clusters" in row else ""
     console.print(
-        f"{config.name}, seed {seed}: mean accuracy over {config.tasks} tasks {100 * row['accuracy']:.2f} %{beside}"
+        f"{config.name}, seed {seed}: {config.describe()} {100 * row['accuracy']:.2f} %{beside}"
         f"{found}; training {row['train_seconds']:.0f} s, evaluation {row['eval_seconds']:.0f} s, "
         f"{row['step_ms']:.1f} ms a step (median). Row added to {path}"
     )
+    if "note" in row:
+        console.print(row["note"], soft_wrap=True)
     return row
 
 
@@ -139,25 +160,29 @@ def sweep(
     budget: Annotated[str, typer.Option(help="Time for all runs together: 90s, 150m, 1h30m.")],
     plan: Annotated[Path, typer.Option(help="A line an experiment, with its number of seeds.")] = sweeps.PLAN,
     out: Out = Path("runs"),
-    data: Data = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of the MNIST files; others are in $DENDRITE_DATA.")] = None,
 ) -> None:
     """Runs what is missing of a plan, in its order, as far as the budget goes; the same command goes on later."""
     limit = sweeps.seconds(budget)
     rows = known_rows(out)
     todo = sweeps.missing(sweeps.read_plan(plan), rows)
 
-    from .data import load_mnist
+    from .datasets import load
     from .train import check_backend
 
     check_backend()
-    mnist = load_mnist(data, say=console.print)
+
+    @cache
+    def loaded(name: str):
+        return load(name, data if name == "mnist" else None, say=console.print)
 
     def run_one(planned: sweeps.Run, deadline: float) -> dict:
         def check() -> None:
             if time.monotonic() > deadline:
                 raise sweeps.OutOfTime
 
-        return _run_seed(EXPERIMENTS[planned[0]], planned[1], mnist, out, resume=True, check=check)
+        config = EXPERIMENTS[planned[0]]
+        return _run_seed(config, planned[1], loaded(config.dataset), out, resume=True, check=check)
 
     try:
         left = sweeps.work_through(todo, rows, limit, run_one, console.print)
@@ -175,15 +200,23 @@ def report(
     ] = False,
 ) -> None:
     """Prints results beside the published numbers and draws the papers' figures."""
-    from . import figures
+    from . import cifar_figures, figures, si_figures, tickets_figures
     from . import report as reports
 
     rows = known_rows(out) if committed else read_rows(out)
-    for table in (reports.table(rows), reports.clusters_table(rows), reports.not_run(rows)):
+    for table in (
+        reports.table(rows),
+        reports.clusters_table(rows),
+        reports.tickets_table(rows),
+        reports.not_run(rows),
+    ):
         if table is not None:
             console.print(table)
-    for path in figures.draw_all(rows, out):
-        console.print(f"plot: {path.resolve()}", soft_wrap=True)
+    for note in reports.notes(rows):
+        console.print(note, soft_wrap=True)
+    for kind in (figures, cifar_figures, si_figures, tickets_figures):
+        for path in kind.draw_all(rows, out):
+            console.print(f"plot: {path.resolve()}", soft_wrap=True)
 
 
 def _pairs(changes: list[str]) -> dict[str, str]:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import difflib
 from dataclasses import replace
 
-from . import published
+from . import published, si_cifar, si_experiment, tickets_experiment
+from .configuration import LARGEST_SEED, Configuration, changed
 from .errors import LabError
-from .experiment import LARGEST_SEED, Experiment, changed
+from .experiment import Experiment
+from .split_cifar import split_cifar_experiments
 
-__all__ = ["EXPERIMENTS", "LARGEST_SEED", "Experiment", "experiment"]
+__all__ = ["EXPERIMENTS", "LARGEST_SEED", "Configuration", "experiment"]
 
 # family: number of tasks -> (epochs, learning rate)
 TRAINED = {
     "prototype": {2: (1, 5e-4), 5: (1, 5e-4), 10: (3, 5e-4), 25: (5, 3e-4), 50: (3, 3e-4), 100: (3, 1e-4)},
     "prototype_segments_10": {2: (5, 1e-3), 5: (5, 7e-4), 10: (3, 5e-4), 25: (5, 3e-4), 50: (5, 7e-5), 100: (3, 7e-5)},
+    "si_prototype": dict.fromkeys(published.TASKS, (20, 5e-4)),
     "construct_prototype": {2: (5, 1e-3), 5: (5, 1e-3), 10: (3, 1e-3), 25: (1, 3e-4), 50: (3, 1e-4), 100: (3, 1e-4)},
     "active_dendrites_only": {
         **{2: (5, 5e-4), 5: (10, 1e-3), 10: (5, 5e-6), 25: (5, 5e-6), 50: (5, 1e-5), 100: (5, 5e-6)}
@@ -31,11 +34,13 @@ TRAINED = {
 
 _PLAIN = {"segments": 0, "context": "none", "activation": "relu", "weight_sparsity": 0.0}
 _BAIN = {"segments": 10, "context_density": 0.05, "optimizer_lifetime": "run"}
+_SI = {"hidden": (2000, 2000), "si_c": 0.1, "si_xi": 0.1, "optimizer_lifetime": "run"}
 
 # family: what differs from prototype_N, which has as many segments as tasks
 NETWORKS = {
     "prototype": {},
     "prototype_segments_10": {"segments": 10, "context_density": 0.05},
+    "si_prototype": {**_SI, "evaluate_after": (1, 2, 3, 4, 5, 10, 25, 50, 75, 100)},
     "construct_prototype": {"context": "clusters"},
     "active_dendrites_only": {"activation": "relu"},
     "sparse_representations_only": {"segments": 0, "context": "none"},
@@ -74,15 +79,20 @@ def _sweeps() -> list[Experiment]:
 
 
 def _experiments() -> dict[str, Experiment]:
-    named = {config.name: config for config in [*_families(), *_sweeps()]}
+    named = {config.name: config for config in [*_families(), *_sweeps(), *split_cifar_experiments()]}
     recorded = replace(named["prototype_10"], name="hidden_activations_per_task", family="hidden_activations")
     return {**named, recorded.name: replace(recorded, record_activations=5000)}
 
 
-EXPERIMENTS = _experiments()
+EXPERIMENTS: dict[str, Configuration] = {
+    **_experiments(),
+    **si_experiment.EXPERIMENTS,
+    **si_cifar.EXPERIMENTS,
+    **tickets_experiment.EXPERIMENTS,
+}
 
 
-def experiment(name: str, changes: dict[str, str] | None = None) -> Experiment:
+def experiment(name: str, changes: dict[str, str] | None = None) -> Configuration:
     """The experiment of this name, with fields replaced ("lr" -> "1e-3"). Raises LabError for unknown ones."""
     if name in published.not_runnable():
         raise LabError(f"{name} can't be run: {published.not_runnable()[name]}")

@@ -58,10 +58,10 @@ class MNIST:
     test_labels: torch.Tensor
 
 
-def default_folder() -> Path:
-    """DENDRITE_DATA, or the user's cache folder."""
+def default_folder(name: str = "mnist") -> Path:
+    """The data set's folder in DENDRITE_DATA, or in the user's cache folder."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return Path(os.environ.get("DENDRITE_DATA", cache / "dendrite_lab")) / "mnist"
+    return Path(os.environ.get("DENDRITE_DATA", cache / "dendrite_lab")) / name
 
 
 def load_mnist(folder: Path | None = None, say: Say = print) -> MNIST:
@@ -199,19 +199,19 @@ _ARRAY_PARTS = {
 }
 
 
-class _ArraysOnly(pickle.Unpickler):
+class ArraysOnly(pickle.Unpickler):
     """Loads numpy arrays and containers, and refuses everything else: a pickle can otherwise run any code."""
 
     def find_class(self, module, name):
         try:
             return _ARRAY_PARTS[module, name]
         except KeyError:
-            raise LabError(f"the pickle asks for {module}.{name}, which MNIST does not need: refused") from None
+            raise LabError(f"the pickle asks for {module}.{name}, which no data set needs: refused") from None
 
 
 def _idx_from_pickle(raw: bytes) -> dict[str, bytes]:
     try:
-        parts = _ArraysOnly(io.BytesIO(raw), encoding="latin1").load()
+        parts = ArraysOnly(io.BytesIO(raw), encoding="latin1").load()
         (train_x, train_y), (valid_x, valid_y), (test_x, test_y) = parts
     except (pickle.UnpicklingError, EOFError, TypeError, ValueError) as error:
         raise LabError(f"the pickle is not as expected ({error})") from None

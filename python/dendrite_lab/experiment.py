@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import dataclass
+from typing import ClassVar
 
+from .configuration import LARGEST_SEED, Configuration, check_choices, check_positive_counts
 from .errors import LabError
 
-LARGEST_SEED = 2**32 - 1  # what follows from a seed and a task stays within torch's 64 bits
 CLUSTER_PIXELS = 256  # that contexts found by clustering are made of
 IMAGE_PIXELS = 784
 
@@ -16,19 +17,19 @@ CHOICES = {
     "activation": ("kwinners", "relu"),
     "context": ("prototype", "clusters", "mean", "onehot", "zeros", "none"),
     "optimizer_lifetime": ("task", "run"),
+    "si_variant": ("adn", "zenke"),
 }
 
 
 @dataclass(frozen=True)
-class Experiment:
+class Experiment(Configuration):
     """A configuration. Without segments, with ReLU and dense weights, the network is torch's ordinary layers.
 
     context: "prototype" (mean image of a task in training, the nearest of them at test), "clusters" (found while
     training), of the true task at test too: "mean" image, "onehot" or "zeros"; "none" for no dendrites.
     """
 
-    name: str
-    family: str
+    runner: ClassVar[str] = "train"
     tasks: int
     epochs: int
     lr: float
@@ -46,6 +47,9 @@ class Experiment:
     context: str = "prototype"
     optimizer_lifetime: str = "task"  # "run": Adam is never made anew
     record_activations: int = 0  # test samples a task whose active units are counted after the last task
+    si_c: float = 0.0  # strength of Synaptic Intelligence; 0: without it
+    si_xi: float = 0.1  # its damping
+    si_variant: str = "adn"
 
     @property
     def plain(self) -> bool:
@@ -68,9 +72,8 @@ class Experiment:
         """Passes over a task's test images in the whole run."""
         return sum({seen for seen in self.evaluate_after if seen < self.tasks} | {self.tasks})
 
-    def to_dict(self) -> dict:
-        """The fields as JSON gives them back (lists, not tuples), so that rows and states compare by ==."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+    def describe(self) -> str:
+        return f"mean accuracy over {self.tasks} tasks"
 
     def checks(self) -> None:
         """Raises LabError for values that no run could use."""
@@ -80,14 +83,14 @@ class Experiment:
         for field in ("segments", "record_activations"):
             if getattr(self, field) < 0:
                 raise LabError(f"{field}: expected 0 or more, got {getattr(self, field)}")
-        for field in ("hidden", "evaluate_after"):
-            if min(getattr(self, field)) < 1:
-                raise LabError(f"{field}: expected numbers of 1 or more, got {_as_typed(getattr(self, field))}")
-        for field, choices in CHOICES.items():
-            if getattr(self, field) not in choices:
-                raise LabError(f"{field}: expected one of {', '.join(choices)}, got {getattr(self, field)}")
+        check_positive_counts(self, ("hidden", "evaluate_after"))
+        check_choices(self, CHOICES)
         if not 0 < self.lr < math.inf:  # NaN is neither
             raise LabError(f"lr: expected a finite number above 0, got {self.lr}")
+        if not 0 <= self.si_c < math.inf:
+            raise LabError(f"si_c: expected a finite number of 0 or more, got {self.si_c}")
+        if not 0 < self.si_xi < math.inf:
+            raise LabError(f"si_xi: expected a finite number above 0, got {self.si_xi}")
         if not 0 <= self.data_seed <= LARGEST_SEED:
             raise LabError(f"data_seed: expected 0 to {LARGEST_SEED}, got {self.data_seed}")
         if not self.batch_size <= self.train_samples <= 60000:
@@ -108,33 +111,3 @@ class Experiment:
             raise LabError("batch_size: expected 2 or more to test a batch against a cluster, got 1")
         if self.record_activations and self.plain:
             raise LabError("record_activations: expected 0 for a network of dense ReLU layers")
-
-
-def completed(config: dict) -> dict:
-    """A configuration as it was written, with what an older version did not know of."""
-    defaults = {f.name: f.default for f in fields(Experiment) if f.default is not MISSING}
-    return {**{k: list(v) if isinstance(v, tuple) else v for k, v in defaults.items()}, **config}
-
-
-def changed(config: Experiment, changes: dict[str, str]) -> Experiment:
-    """The configuration with fields replaced ("lr" -> "1e-3"). Raises LabError for those that no run could use."""
-    config = replace(config, **{key: _parsed(config, key, text) for key, text in changes.items()})
-    config.checks()
-    return config
-
-
-def _parsed(config: Experiment, key: str, text: str):
-    settable = [f.name for f in fields(config) if f.name not in ("name", "family")]
-    if key not in settable:
-        raise LabError(f"--set {key}: expected one of {', '.join(settable)}")
-    present = getattr(config, key)
-    try:
-        if isinstance(present, tuple):
-            return tuple(int(part) for part in text.split(","))
-        return type(present)(text)
-    except ValueError:
-        raise LabError(f"--set {key}: expected a value like {_as_typed(present)}, got {text!r}") from None
-
-
-def _as_typed(value) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

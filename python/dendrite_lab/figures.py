@@ -1,4 +1,4 @@
-"""The papers' figures from result rows, the published values beside."""
+"""The permutedMNIST papers' figures from result rows, the published values beside."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from . import published
+from .config import EXPERIMENTS
 from .errors import naming
+from .experiment import Experiment
 from .report import grouped, interval
 from .results import as_configured
 
@@ -43,7 +45,7 @@ SHOWN_UNITS = 64
 
 def draw_all(rows: list[dict], folder: Path) -> list[Path]:
     """Draws every figure that has something to show, as PNG files in the folder."""
-    named = [row for row in rows if as_configured(row)]
+    named = [row for row in rows if as_configured(row) and isinstance(EXPERIMENTS[row["experiment"]], Experiment)]
     paths = [against_tasks(named, families, folder / f"{name}.png") for name, families in AGAINST_TASKS.items()]
     paths += [clusters(named, folder / "clusters.png"), sweeps(named, folder / "sweeps.png")]
     # more often than the papers' six times: a curve was asked for
@@ -96,7 +98,7 @@ def sweeps(rows: list[dict], path: Path) -> Path:
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize="small")
-    return _saved(figure, path)
+    return saved(figure, path)
 
 
 def curves(rows: list[dict], path: Path) -> Path:
@@ -128,7 +130,7 @@ def heat_map(activations: Path, row: dict, path: Path) -> Path:
         image = axes.imshow(share[:, :SHOWN_UNITS].T, aspect="auto", cmap="viridis")
         axes.set(xlabel="task", ylabel="hidden unit", title=f"layer {number}, overlap of tasks {common:.2f}")
         figure.colorbar(image, ax=axes, label="share of samples")
-    return _saved(figure, path)
+    return saved(figure, path)
 
 
 def _points(axes, rows: list[dict], x, key: str, colour: str, label: str) -> None:
@@ -147,10 +149,11 @@ def _finished(figure, axes, path: Path, ticks: tuple[int, ...] = ()) -> Path:
         axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
-    return _saved(figure, path)
+    return saved(figure, path)
 
 
-def _saved(figure, path: Path) -> Path:
+def saved(figure, path: Path) -> Path:
+    """Writes a figure as PNG and closes it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with naming(path):
         figure.savefig(path, dpi=150)

@@ -21,7 +21,7 @@ class PermutedMNIST:
 
     def __init__(self, data: MNIST, tasks: int, seed: int = 42, device: str = "cpu"):
         self.permutations = [order.to(device) for order in permutations(tasks, seed)]
-        self._train, self._test = (_normalised(t.to(device)) for t in (data.train_images, data.test_images))
+        self._train, self._test = (normalised(t.to(device)) for t in (data.train_images, data.test_images))
         self._train_labels, self._test_labels = (t.to(device) for t in (data.train_labels, data.test_labels))
 
     def train(self, task: int, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -33,7 +33,8 @@ class PermutedMNIST:
         return self._test.index_select(1, self.permutations[task]), self._test_labels
 
 
-def _normalised(images: Tensor) -> Tensor:
+def normalised(images: Tensor) -> Tensor:
+    """Pixels uint8 as float32 of zero mean and unit variance, by the statistics of the public code."""
     return images.float().div_(255).sub_(MEAN).div_(STD)
 
 

@@ -66,6 +66,31 @@ def clusters_table(rows: list[dict]) -> Table | None:
     return out
 
 
+def notes(rows: list[dict]) -> list[str]:
+    """What a reader of some rows must know: that another data set stands in for the paper's."""
+    return list(dict.fromkeys(f"{row['experiment']}: {row['note']}" for row in rows if "note" in row))
+
+
+def tickets_table(rows: list[dict]) -> Table | None:
+    """Test accuracy of tickets at some densities, winning and random."""
+    found = [row for row in rows if "winning" in row and as_configured(row)]
+    if not found:
+        return None
+    columns = ("experiment", "seeds", "weights left", "winning", "random")
+    out = Table(*columns, title="lottery tickets, test accuracy, %", padding=(0, 0), pad_edge=False)
+    for name, group in grouped(found, lambda row: row["experiment"]).items():
+        config = EXPERIMENTS[name]
+        for level in sorted({0, *map(config.level_of, config.noisy_densities), config.levels - 1}):
+            left = f"{100 * group[0]['winning'][level]['density']:.1f} %"
+            cells = (f"{100 * mean(r[kind][level]['accuracy'] for r in group):.2f}" for kind in _kinds(level))
+            out.add_row(name, str(len(group)), left, *cells)
+    return out
+
+
+def _kinds(level: int) -> tuple[str, ...]:
+    return ("winning", "random") if level else ("winning",)  # dense, they are the same
+
+
 def not_run(rows: list[dict]) -> Table:
     """Every published or named row that has no result, and why."""
     out = Table("not run", "why", padding=(0, 0), pad_edge=False)

@@ -7,10 +7,11 @@ import os
 import subprocess
 from datetime import datetime, timezone
 from pathlib import Path
+from statistics import median
 
-from .config import EXPERIMENTS, Experiment
+from .config import EXPERIMENTS, Configuration
 from .errors import LabError, naming
-from .experiment import completed
+from .experiment import Experiment
 
 ROWS = "results.jsonl"
 # Rows that a checkout comes with; an installed package has none.
@@ -19,6 +20,23 @@ NUMBER = (int, float)
 # What is read of a row, here and in the report; all else in it is for people.
 READ = {"experiment": str, "family": str, "seed": int, "config": dict}
 READ |= {"accuracy": NUMBER, "train_seconds": NUMBER, "eval_seconds": NUMBER}
+
+
+def row_of(config: Configuration, state, accuracy: float, **more) -> dict:
+    """A finished run's row: what every kind of experiment has, `more` of its own, and where it comes from."""
+    return {
+        "experiment": config.name,
+        "family": config.family,
+        "seed": state.seed,
+        "config": config.to_dict(),
+        "accuracy": accuracy,
+        **more,
+        "train_seconds": state.train_seconds,
+        "eval_seconds": state.eval_seconds,
+        "step_ms": median(state.step_ms),
+        "threads": state.threads,
+        **provenance(),
+    }
 
 
 def provenance() -> dict:
@@ -92,8 +110,10 @@ def as_configured(row: dict) -> bool:
     named = EXPERIMENTS.get(row["experiment"])
     if named is None:
         return False
-    # when to evaluate changes no number of the last evaluation
-    return row["config"] == {**named.to_dict(), "evaluate_after": row["config"].get("evaluate_after")}
+    config = named.to_dict()
+    if "evaluate_after" in config:  # when to evaluate changes no number of the last evaluation
+        config["evaluate_after"] = row["config"].get("evaluate_after")
+    return row["config"] == config
 
 
 def _parsed(line: bytes) -> dict:
@@ -103,12 +123,13 @@ def _parsed(line: bytes) -> dict:
     for key, kind in READ.items():
         if not isinstance(row.get(key), kind):
             raise ValueError(f"no {key}, or one of another type")
-    if not isinstance(row["config"].get("tasks"), int):
+    kind = type(EXPERIMENTS[row["experiment"]]) if row["experiment"] in EXPERIMENTS else Experiment
+    if kind is Experiment and not isinstance(row["config"].get("tasks"), int):
         raise ValueError("no tasks in config")
-    return {**row, "config": completed(row["config"])}
+    return {**row, "config": kind.completed(row["config"])}
 
 
-def finished_seeds(folder: Path, config: Experiment) -> set[int]:
+def finished_seeds(folder: Path, config: Configuration) -> set[int]:
     """The seeds that have a row of exactly this configuration."""
     if not (folder / ROWS).exists():
         return set()

@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 
-from .config import EXPERIMENTS
+from .config import EXPERIMENTS, Configuration
 from .errors import LabError
 from .experiment import IMAGE_PIXELS, Experiment
 from .results import as_configured
@@ -57,7 +57,7 @@ def missing(plan: list[Run], rows: list[dict]) -> list[Run]:
     return [run for run in dict.fromkeys(plan) if run not in done]
 
 
-def estimate(config: Experiment, rows: list[dict]) -> float:
+def estimate(config: Configuration, rows: list[dict]) -> float:
     """Seconds that a run will take: as rows of the experiment did, else by the step, as its family's, else a guess."""
     same = [row for row in rows if row["config"] == config.to_dict()]
     if same:
@@ -67,7 +67,9 @@ def estimate(config: Experiment, rows: list[dict]) -> float:
     return config.steps * (step or _step_guess(config)) + config.evaluations * EVALUATION
 
 
-def _step_guess(config: Experiment) -> float:
+def _step_guess(config: Configuration) -> float:
+    if not isinstance(config, Experiment):
+        return config.step_guess
     found = CLUSTER_TEST if config.context == "clusters" else 0.0
     if config.activation == "kwinners" and config.percent_on <= 0.1:
         return STEP + found

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from dendrite_kernels import backend
-from dendrite_kernels.optim import Adam
+from dendrite_kernels.optim import Adam, SynapticIntelligence
 from dendrite_kernels.sparsity import rezero_weights
 
 from . import activations
@@ -23,19 +23,21 @@ from .experiment import Experiment
 from .graphs import GraphedStep
 from .networks import build_model
 from .permuted import PermutedMNIST, batches
-from .results import provenance
-from .state import Saver, State, check_unstarted, state_path
+from .results import row_of
+from .state import Saver, State, begun
 
 # Called with (steps done, steps in all, what is going on).
 Progress = Callable[[int, int, str], None]
 
 
-def train_step(model, optimizer, x: Tensor, labels: Tensor, context: Tensor | None) -> Tensor:
-    """One step: forward, backward, update; masked weights are zero after it. Returns the loss."""
+def train_step(
+    model, optimizer, x: Tensor, labels: Tensor, context: Tensor | None, si: SynapticIntelligence | None = None
+) -> Tensor:
+    """One step: forward, backward, update (si's, where given); masked weights are zero after it. Returns the loss."""
     optimizer.zero_grad()
     loss = cross_entropy(model(x, context), labels)
     loss.backward()
-    optimizer.step()
+    (si or optimizer).step()
     if not isinstance(optimizer, Adam):  # ours leaves them at zero
         rezero_weights(model)
     return loss.detach()
@@ -80,6 +82,11 @@ class Run:
         self.optimizer = new_optimizer(self.model, config)
         if state.optimizer is not None:
             self.optimizer.load_state_dict(state.optimizer)
+        self.si = None
+        if config.si_c:
+            self.si = SynapticIntelligence(self.model, self.optimizer, config.si_c, config.si_xi, config.si_variant)
+            if state.si is not None:
+                self.si.load_state_dict(state.si)
         self._images = torch.empty(0, device=device)  # each task's in turn
 
     def train(self, task: int, report: Progress) -> None:
@@ -89,6 +96,8 @@ class Run:
         self.contexts.begin_task(x)
         if task > 0 and config.optimizer_lifetime == "task":
             self.optimizer = new_optimizer(self.model, config)
+            if self.si:
+                self.si.optimizer = self.optimizer
         generator = torch.Generator().manual_seed(1_000_003 * (state.seed + 1) + task)
         times, loss, step = [], torch.tensor(float("nan")), self._stepper()
         for _ in range(config.epochs):
@@ -97,6 +106,8 @@ class Run:
                 loss = step(x.index_select(0, index), labels.index_select(0, index))
                 times.append(1e3 * (time.perf_counter() - begin))
                 report(*self._position(task, len(times)), f"task {task + 1} of {config.tasks}")
+        if self.si:
+            self.si.end_task()
         state.loss.append(float(loss))  # on a GPU, this waits for the steps
         seconds = time.perf_counter() - start
         state.step_ms.append(median(times) if self.device.type == "cpu" else 1e3 * seconds / len(times))
@@ -109,7 +120,7 @@ class Run:
         return self._step
 
     def _step(self, x: Tensor, labels: Tensor) -> Tensor:
-        return train_step(self.model, self.optimizer, x, labels, self.contexts.of_batch(x))
+        return train_step(self.model, self.optimizer, x, labels, self.contexts.of_batch(x), self.si)
 
     def evaluate(self, seen: int, report: Progress) -> None:
         report(*self._position(seen, 0), f"evaluating on {seen} tasks")
@@ -118,11 +129,12 @@ class Run:
         self.state.accuracy[seen] = evaluate(self.model, self.tasks, seen, self.contexts, batch)
         self.state.eval_seconds += time.perf_counter() - start
 
-    def capture(self, tasks_done: int) -> torch.optim.Optimizer | None:
-        """Puts into the state what has changed; returns the optimizer where it is to be kept too."""
+    def capture(self, tasks_done: int) -> dict:
+        """Puts into the state what has changed; returns what is to be kept too and is large, by the state's field."""
         self.state.tasks_done = tasks_done
         self.state.model, self.state.contexts = self.model.state_dict(), self.contexts.state()
-        return self.optimizer if self.config.optimizer_lifetime == "run" else None
+        kept = {"optimizer": self.optimizer} if self.config.optimizer_lifetime == "run" else {}
+        return {**kept, "si": self.si} if self.si else kept
 
     def _position(self, task: int, step: int) -> tuple[int, int]:
         return task * (self.config.steps // self.config.tasks) + step, self.config.steps
@@ -142,21 +154,10 @@ def run(
     that was stopped, with its thread count (torch's matrix products depend on it), to the same numbers. Without it,
     raises LabError where such a run has left its state.
     """
-    path = state_path(folder, config, seed)
-    if resume and path.exists():
-        state = State.load(path, config)
-    else:
-        check_unstarted(path)
-        state = State(config.to_dict(), seed, torch.get_num_threads())
-        state.save(path)  # so that a run stopped in its first task is resumed with its threads too
-    threads = torch.get_num_threads()
-    torch.set_num_threads(state.threads)
-    try:
+    with begun(State, config, seed, folder, resume) as (state, path):
         going = Run(config, state, data, device)
         _run_tasks(going, path, progress or (lambda done, total, what: None))
         return {**_row(config, state), **_findings(going, folder), "device": _name(going.device)}
-    finally:
-        torch.set_num_threads(threads)  # the next seed runs with what its own command asks for
 
 
 def _name(device: torch.device) -> str:
@@ -182,26 +183,13 @@ def _run_tasks(going: Run, path: Path, report: Progress) -> None:
         seen = task + 1
         if seen in config.evaluate_after or seen == config.tasks:
             going.evaluate(seen, report)
-        optimizer = going.capture(seen)
-        saver.save_if_worth(last=seen == config.tasks, optimizer=optimizer)
+        saver.save_if_worth(last=seen == config.tasks, **going.capture(seen))
 
 
 def _row(config: Experiment, state: State) -> dict:
     final = state.accuracy[config.tasks]
-    return {
-        "experiment": config.name,
-        "family": config.family,
-        "seed": state.seed,
-        "config": config.to_dict(),
-        "accuracy": sum(final) / len(final),
-        "accuracy_by_task": {str(seen): values for seen, values in state.accuracy.items()},
-        "loss_by_task": state.loss,
-        "train_seconds": state.train_seconds,
-        "eval_seconds": state.eval_seconds,
-        "step_ms": median(state.step_ms),
-        "threads": state.threads,
-        **provenance(),
-    }
+    by_task = {str(seen): values for seen, values in state.accuracy.items()}
+    return row_of(config, state, sum(final) / len(final), accuracy_by_task=by_task, loss_by_task=state.loss)
 
 
 def _findings(going: Run, folder: Path) -> dict:

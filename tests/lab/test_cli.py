@@ -26,7 +26,7 @@ def test_list_names_every_experiment():
     for name in (*EXPERIMENTS, *published.not_runnable()):
         value = published.ACCURACY.get(name)
         assert value is None or f"{100 * value:.2f} %" in lines[name]
-    assert "can't be run" in lines["si_prototype_10"] and "si_prototype_N can't be run: needs Synaptic" in out.output
+    assert "can't be run" in lines["xdg_10"] and "xdg_N can't be run: a number from" in out.output
 
 
 @pytest.mark.parametrize("words", [[], ["run"], ["report"], ["list"]])

@@ -141,7 +141,7 @@ def test_a_pickle_that_would_run_code_is_refused():
         def __reduce__(self):
             return Path.touch, (Path("/tmp/never"),)
 
-    with pytest.raises(LabError, match="which MNIST does not need: refused"):
+    with pytest.raises(LabError, match="which no data set needs: refused"):
         data._idx_from_pickle(pickle.dumps(Evil()))
     assert not Path("/tmp/never").exists()
 

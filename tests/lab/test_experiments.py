@@ -4,7 +4,7 @@ import pytest
 from dendrite_lab import published
 from dendrite_lab.config import EXPERIMENTS, experiment
 from dendrite_lab.errors import LabError
-from dendrite_lab.experiment import completed
+from dendrite_lab.experiment import Experiment
 
 TASKS = (2, 5, 10, 25, 50, 100)
 EPOCHS_AND_RATES = """
@@ -12,6 +12,7 @@ EPOCHS_AND_RATES = """
     prototype_N_segments_10       5@1e-3 5@7e-4 3@5e-4 5@3e-4 5@7e-5 3@7e-5
     active_dendrites_only_N       5@5e-4 10@1e-3 5@5e-6 5@5e-6 5@1e-5 5@5e-6
     sparse_representations_only_N 3@1e-3 10@5e-5 5@1e-4 10@1e-5 10@1e-5 5@1e-4
+    si_prototype_N                20@5e-4 20@5e-4 20@5e-4 20@5e-4 20@5e-4 20@5e-4
     construct_prototype_N         5@1e-3 5@1e-3 3@1e-3 1@3e-4 3@1e-4 3@1e-4
     three_layer_mlp_N             - - 5@3e-6 - - 3@1e-6
     ten_layer_mlp_N               - - 3@3e-6 - - 3@3e-7
@@ -64,6 +65,10 @@ def test_published_accuracies():
     sweeps |= {f"sweep_percent_on_{d:g}_tasks_10": a for d, a in zip(DENSITIES, DENSITIES_10, strict=True)}
     sweeps |= {f"sweep_percent_on_{d:g}_tasks_50": a for d, a in zip(DENSITIES, DENSITIES_50, strict=False)}
     tables = {name: float(cell) for name, cell in cells(ACCURACIES)}
+    tables |= {"si_permuted_mnist_10": 0.96943, "si_permuted_mnist_10_c0.02": 0.9391}
+    tables |= {"si_permuted_mnist_10_c0.01": 0.91997, "si_permuted_mnist_10_c0": 0.57406}
+    tables |= {"si_split_cifar_c0": 0.6251, "si_split_cifar_c0.01": 0.7353, "si_split_cifar": 0.7200}
+    tables |= {"si_split_cifar_scratch": 0.7112}
     assert {**tables, **sweeps, "hidden_activations_per_task": 0.945509} == published.ACCURACY
     assert list(published.CLUSTERS.values()) == [2.25, 5.625, 11.375, 28.125, 56.75, 110.5]
 
@@ -71,8 +76,8 @@ def test_published_accuracies():
 def test_every_published_row_can_be_run_or_says_why_not():
     assert set(published.ACCURACY) <= set(EXPERIMENTS) | set(published.not_runnable())
     assert not set(EXPERIMENTS) & set(published.not_runnable())
-    with pytest.raises(LabError, match="si_prototype_10 can't be run: needs Synaptic Intelligence"):
-        experiment("si_prototype_10")
+    with pytest.raises(LabError, match="si_alone_10 can't be run: a number from the literature"):
+        experiment("si_alone_10")
 
 
 @pytest.mark.parametrize("tasks", TASKS)
@@ -87,6 +92,20 @@ def test_what_the_networks_differ_in(tasks):
     assert of(f"active_dendrites_only_{tasks}") == (tasks, "prototype", "relu", 0.5, 0.05, 0.1)
     assert of(f"sparse_representations_only_{tasks}") == (0, "none", "kwinners", 0.5, 0.05, 0.1)
     assert of(f"construct_prototype_{tasks}") == (tasks, "clusters", "kwinners", 0.5, 0.05, 0.1)
+
+
+@pytest.mark.parametrize("tasks", TASKS)
+def test_prototypes_with_synaptic_intelligence(tasks):
+    config = experiment(f"si_prototype_{tasks}")
+    assert (config.si_c, config.si_xi, config.si_variant) == (0.1, 0.1, "adn") and config.hidden == (2000, 2000)
+    assert (config.segments, config.context, config.percent_on, config.context_density) == (
+        tasks,
+        "prototype",
+        0.05,
+        0.1,
+    )
+    assert config.optimizer_lifetime == "run" and config.evaluate_after == (1, 2, 3, 4, 5, 10, 25, 50, 75, 100)
+    assert experiment(f"prototype_{tasks}").si_c == 0
 
 
 def test_depths_of_the_plain_networks():
@@ -128,7 +147,7 @@ def test_steps_and_evaluations_of_a_run():
 def test_what_an_older_version_wrote_is_the_same_configuration():
     now = EXPERIMENTS["prototype_10"].to_dict()
     older = {key: now[key] for key in list(now)[: list(now).index("activation")]}
-    assert completed(older) == now and older != now
+    assert Experiment.completed(older) == now and older != now
 
 
 @pytest.mark.parametrize(
@@ -141,6 +160,9 @@ def test_what_an_older_version_wrote_is_the_same_configuration():
         ("prototype_10", {"context": "dream"}, "context: expected one of prototype, clusters, mean"),
         ("prototype_10", {"optimizer_lifetime": "x"}, "optimizer_lifetime: expected one of task, run, got x"),
         ("construct_prototype_10", {"batch_size": "1"}, "batch_size: expected 2 or more to test a batch"),
+        ("si_prototype_10", {"si_c": "-1"}, "si_c: expected a finite number of 0 or more, got -1.0"),
+        ("si_prototype_10", {"si_xi": "0"}, "si_xi: expected a finite number above 0, got 0.0"),
+        ("si_prototype_10", {"si_variant": "x"}, "si_variant: expected one of adn, zenke, got x"),
         ("three_layer_mlp_10", {"record_activations": "5"}, "record_activations: expected 0 for a network of dense"),
     ],
 )

@@ -8,15 +8,15 @@ import torch
 from dendrite_lab import activations, contexts, train
 from dendrite_lab.config import experiment
 from dendrite_lab.networks import PlainMLP, build_model
-from dendrite_lab.permuted import PermutedMNIST
+from dendrite_lab.permuted import PermutedMNIST, batches
 
 from dendrite_kernels.nn import DendriticMLP
-from dendrite_kernels.optim import Adam
+from dendrite_kernels.optim import Adam, SynapticIntelligence
 
 KINDS = [
     *("active_dendrites_only_10", "sparse_representations_only_10", "construct_prototype_10", "three_layer_mlp_10"),
     *("ten_layer_mlp_10", "context_mean_10", "context_onehot_10", "context_zeros_10", "hidden_activations_per_task"),
-    "sweep_weight_sparsity_0.9_tasks_10",
+    *("sweep_weight_sparsity_0.9_tasks_10", "si_prototype_10"),
 ]
 
 
@@ -89,6 +89,28 @@ def test_which_adam_steps_which_network(tiny):
     for name, kind in (("three_layer_mlp_10", torch.optim.Adam), ("sparse_representations_only_10", Adam)):
         config = tiny(name)
         assert type(train.new_optimizer(build_model(config, 0), config)) is kind
+
+
+def test_synaptic_intelligence_is_the_librarys_around_the_same_loop(tiny, mnist, tmp_path):
+    """Against a loop of ordinary gradients with torch's Adam and the penalty in the loss, task by task."""
+    config = tiny("si_prototype_10", hidden="30,30", si_c="10", si_xi="0.01", train_samples="200")
+    row = train.run(config, 0, mnist, tmp_path)
+    model, tasks = build_model(config, 0), PermutedMNIST(mnist, 3)
+    si = SynapticIntelligence(model, torch.optim.Adam(model.parameters(), lr=config.lr), 10, 0.01, "adn")
+    losses, penalties = [], []
+    for task in range(3):
+        x, labels = (part[:200] for part in tasks.train(task))
+        generator = torch.Generator().manual_seed(1_000_003 + task)
+        for index in batches(200, 50, generator):
+            model.zero_grad()
+            loss = torch.nn.functional.cross_entropy(model(x[index], x.mean(0)[None]), labels[index])
+            loss.backward()
+            penalties.append(float(si.penalty()))
+            si.step()
+        si.end_task()
+        losses.append(float(loss.detach()))
+    assert row["loss_by_task"] == pytest.approx(losses, rel=1e-4)
+    assert penalties[:9] == [0.0] * 9 and min(penalties[9:]) > 0  # from the second step of the third task on
 
 
 # ---- networks -------------------------------------------------------------------------------------------------------

@@ -50,6 +50,10 @@ def test_the_committed_plan():
     want |= {"three_layer_mlp_10": 1, "ten_layer_mlp_10": 1, "hidden_activations_per_task": 1}
     want |= {f"context_{kind}_10": 5 for kind in ("mean", "onehot", "zeros")}
     want |= {published.sweep_name(f, v, 10): 1 for f, values in published.SWEPT.items() for v in values}
+    want |= {f"si_prototype_{n}": 3 for n in (2, 5, 10)}
+    want |= {"si_split_mnist": 10, "si_split_mnist_c0": 10, "si_permuted_mnist_10": 3}
+    want |= {f"split_cifar10_{network}": 1 for network in ("cnn", "sparse", "adn")}
+    want |= {"tickets_fc": 3, "tickets_lenet5": 1}
     assert seeds == want
 
 

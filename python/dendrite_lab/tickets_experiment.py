@@ -1,0 +1,98 @@
+"""Iterative magnitude pruning and noise robustness on MNIST and CIFAR-10 (Bain 2022, section 4.1, appendix A.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from .configuration import Configuration, check_choices, check_range
+from .errors import LabError
+
+BEST = 0.03  # the winning ticket that a row's accuracy is of: at about this density
+IMAGES = {"mnist": 60000, "cifar10": 50000}  # to train on
+PIXELS = {"mnist": 784, "cifar10": 3072}  # values of an image
+
+# field: what it may be
+CHOICES = {"network": ("fc", "lenet5"), "dataset": tuple(IMAGES)}
+
+
+@dataclass(frozen=True)
+class Tickets(Configuration):
+    """A network is trained, pruned and rewound level by level; at each level also a random ticket of its densities.
+
+    network: "fc", 784-300-100-10 (of CIFAR-10, 3072 inputs); "lenet5", convolutions 1-64-64 of 3x3 that are not
+    pruned, pool, 12544-256-256-10.
+    """
+
+    runner: ClassVar[str] = "tickets"
+    network: str
+    dataset: str = "mnist"
+    levels: int = 35  # trained networks: the dense one, and one after each pruning
+    pruned: float = 0.125  # share of each fully connected layer's remaining weights that a level takes
+    lr: float = 1.2e-3
+    weight_decay: float = 1e-4
+    batch_size: int = 60
+    epochs: int = 100  # at most, a level
+    patience: int = 10  # epochs without a better validation accuracy that end a level; the source has none
+    validation: int = 5000  # of the training images, the last: which epoch's network is kept
+    train_samples: int = 55000  # fewer for a quick look
+    test_batch_size: int = 1000
+    noise: tuple[float, ...] = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)  # shares of pixels
+    noisy_densities: tuple[float, ...] = (0.03, 0.3)  # tickets that meet it: both winning, the larger random too
+
+    @property
+    def pixels(self) -> int:
+        """Values of an image."""
+        return PIXELS[self.dataset]
+
+    def density(self, level: int) -> float:
+        """The share of weights left at a level, but for rounding."""
+        return (1 - self.pruned) ** level
+
+    def level_of(self, density: float) -> int:
+        """The level whose density is nearest."""
+        return min(range(self.levels), key=lambda level: abs(self.density(level) - density))
+
+    @property
+    def steps(self) -> int:
+        """Training steps of the whole run, were no level to end early."""
+        return (2 * self.levels - 1) * self.epochs * (self.train_samples // self.batch_size)
+
+    @property
+    def evaluations(self) -> int:
+        """Passes over test images in the whole run."""
+        return 2 * self.levels + 4 * len(self.noise)
+
+    @property
+    def step_guess(self) -> float:
+        """Seconds of a step, less what levels save by ending after about a quarter of their epochs."""
+        return 0.25 * (0.002 if self.network == "fc" else 0.2)
+
+    def describe(self) -> str:
+        return f"winning ticket of {100 * self.density(self.level_of(BEST)):.1f} % of the weights"
+
+    def checks(self) -> None:
+        check_choices(self, CHOICES)
+        check_range(self, ("levels", "batch_size", "epochs", "patience", "validation", "test_batch_size"), 1)
+        check_range(self, ("lr",), 0, above=True)
+        check_range(self, ("weight_decay",), 0)
+        check_range(self, ("validation",), 1, IMAGES[self.dataset] - self.batch_size)
+        check_range(self, ("train_samples",), self.batch_size, IMAGES[self.dataset] - self.validation)
+        if self.network == "lenet5" and self.dataset != "mnist":
+            raise LabError(f"dataset: expected mnist for lenet5, got {self.dataset}")
+        if not 0 < self.pruned < 1:
+            raise LabError(f"pruned: expected a fraction in (0, 1), got {self.pruned}")
+        for field in ("noise", "noisy_densities"):
+            if not all(0 <= share <= 1 for share in getattr(self, field)):
+                raise LabError(f"{field}: expected fractions in [0, 1], got {getattr(self, field)}")
+
+
+def _experiments() -> dict[str, Tickets]:
+    fc = Tickets("tickets_fc", "tickets_fc", "fc")
+    lenet = Tickets("tickets_lenet5", "tickets_lenet5", "lenet5")
+    cifar = replace(fc, name="tickets_fc_cifar10", family="tickets_fc_cifar10", dataset="cifar10", train_samples=45000)
+    cifar = replace(cifar, noise=tuple(round(share / 3, 4) for share in fc.noise))  # as hard to see with a third
+    return {config.name: config for config in (fc, lenet, cifar)}
+
+
+EXPERIMENTS = _experiments()

@@ -1,0 +1,58 @@
+"""Figures 6 and 7 of Bain 2022 from result rows: tickets by density, and under noise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import mean
+
+import matplotlib.pyplot as plt
+
+from .config import EXPERIMENTS
+from .figures import saved
+from .report import grouped, interval
+from .results import as_configured
+from .tickets_experiment import Tickets
+
+
+def draw_all(rows: list[dict], folder: Path) -> list[Path]:
+    """Draws both figures of each experiment that has rows, as PNG files in the folder."""
+    ours = [r for r in rows if as_configured(r) and isinstance(EXPERIMENTS[r["experiment"]], Tickets)]
+    paths = []
+    for name, group in grouped(ours, lambda row: row["experiment"]).items():
+        paths.append(saved(by_density(group, name), folder / f"{name}.png"))
+        paths.append(saved(under_noise(group, name), folder / f"{name}_noise.png"))
+    return paths
+
+
+def by_density(rows: list[dict], title: str):
+    """Test accuracy of winning and of random tickets against the weights left, with its interval (figure 6)."""
+    figure, axes = plt.subplots(figsize=(7, 4.5), constrained_layout=True)
+    for kind in ("winning", "random"):
+        levels = [found for found in zip(*(row[kind] for row in rows), strict=True) if None not in found]
+        left = [100 * found[0]["density"] for found in levels]
+        accuracies = [[one["accuracy"] for one in found] for found in levels]
+        (line,) = axes.plot(left, [mean(values) for values in accuracies], ".-", label=f"{kind} ({len(rows)})")
+        ends = [interval(values) or (values[0], values[0]) for values in accuracies]
+        axes.fill_between(left, *zip(*ends, strict=True), color=line.get_color(), alpha=0.2)
+    axes.set(xscale="log", xlabel="weights left, %", ylabel="test accuracy", title=title)
+    axes.invert_xaxis()
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def under_noise(rows: list[dict], title: str):
+    """Test accuracy against the share of bright pixels, a line a network (figure 7)."""
+    figure, axes = plt.subplots(figsize=(7, 4.5), constrained_layout=True)
+    shares = rows[0]["config"]["noise"]
+    for kind in ("winning", "random"):
+        for found in zip(*(row[kind] for row in rows), strict=True):
+            if found[0] is None or "noise_accuracy" not in found[0]:
+                continue
+            name = "dense" if found[0]["density"] == 1 else f"{kind}, {100 * found[0]['density']:.0f} %"
+            lines = zip(*(one["noise_accuracy"] for one in found), strict=True)
+            axes.plot(shares, [mean(values) for values in lines], ".-", label=name)
+    axes.set(xlabel="share of pixels set to two deviations above the mean", ylabel="test accuracy", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure

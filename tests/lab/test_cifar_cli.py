@@ -1,0 +1,58 @@
+"""The experiments on CIFAR from the command line, on generated files of the standard formats."""
+
+import json
+
+import pytest
+from cifar_files import write_cifar10, write_cifar100
+
+SMALL = {"tasks": "2", "epochs": "1", "batch_size": "16"}
+
+
+@pytest.fixture(autouse=True)
+def one_thread(threads):
+    threads(1)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """DENDRITE_DATA with both data sets."""
+    write_cifar10(tmp_path / "data/cifar-10", monkeypatch, count=400, test=100)
+    write_cifar100(tmp_path / "data/cifar-100", monkeypatch)
+    monkeypatch.setenv("DENDRITE_DATA", str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+def words(name, out, **changes):
+    sets = [word for change in {**SMALL, **changes}.items() for word in ("--set", "=".join(change))]
+    return ["run", name, "--out", out, *sets]
+
+
+@pytest.mark.parametrize("name", ["split_cifar100_adn", "split_cifar10_cnn", "si_split_cifar", "si_split_cifar10"])
+def test_a_run_leaves_a_row_and_says_what_stands_in(name, folder, main, tmp_path):
+    status, out, _ = main(*words(name, tmp_path / "out"))
+    assert status == 0 and f"{name}, seed 0: mean accuracy over 2 tasks" in " ".join(out.split())
+    (row,) = [json.loads(line) for line in (tmp_path / "out/results.jsonl").read_text().splitlines()]
+    assert row["experiment"] == name and [len(v) for v in row["accuracy_by_task"].values()] == [1, 2]
+    assert ("not the paper's experiment" in out) == ("cifar10" in name and "cifar100" not in name) == ("note" in row)
+    assert not list((tmp_path / "out").glob("*.pt"))
+    status, out, _ = main("report", "--out", tmp_path / "out")
+    assert status == 0 and f"{name} (--set)" in out and ("not the paper's" in out) == ("note" in row)
+    status, out, _ = main(*words(name, tmp_path / "out"), "--resume")
+    assert "finished already" in out
+
+
+def test_a_given_folder_of_both_data_sets(folder, main, tmp_path, monkeypatch):
+    monkeypatch.setenv("DENDRITE_DATA", str(tmp_path / "nowhere"))
+    status, _, _ = main(*words("si_split_cifar", tmp_path / "out"), "--data", folder)
+    assert status == 0
+
+
+def test_what_has_no_curve_says_so(main):
+    status, _, said = main("run", "split_cifar10_cnn", "--curve")
+    assert status == 1 and "--curve: expected an experiment that evaluates after some tasks only" in said
+
+
+def test_the_list_says_what_stands_in(main):
+    _, out, _ = main("list")
+    (line,) = [line for line in out.splitlines() if line.startswith("split_cifar10_cnn, split_cifar10_sparse, ")]
+    assert "CIFAR-10 in CIFAR-100's place" in line and "split_cifar100" not in line
