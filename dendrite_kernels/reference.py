@@ -237,14 +237,18 @@ def update_duty_cycle_(duty_cycle, seen, values, indices, longest) -> None:
 
     Source: Ahmad & Scheinkman 2019, equation of d(t).
     """
-    batch = len(values)
-    seen += batch
-    period = seen.clamp(max=longest).clamp(min=batch)
     if indices is None:
         active = (values > 0).sum(0)
     else:
         positive = (values > 0).to(duty_cycle.dtype)
         active = torch.zeros_like(duty_cycle).index_add_(0, indices.reshape(-1), positive.reshape(-1))
+    count_active_(duty_cycle, seen, active, len(values), longest)
+
+
+def count_active_(duty_cycle: Tensor, seen: Tensor, active: Tensor, batch: int, longest: int) -> None:
+    """Takes `batch` samples, in which a unit was above 0 `active` [O] times, into the average; in place, as is `seen`."""
+    seen += batch
+    period = seen.clamp(max=longest).clamp(min=batch)
     duty_cycle.mul_(period - batch).add_(active).div_(period)
 
 

@@ -49,10 +49,6 @@ class _Boosted(nn.Module):
         wide = compute_dtype(self.duty_cycle.dtype)
         return torch.exp(-self.boost_strength.to(wide) * self.duty_cycle.to(wide))
 
-    def _count(self, seen: Tensor, values: Tensor, indices: Tensor | None, period: int) -> None:
-        module = reference if torch.compiler.is_compiling() else backend.choose(self.duty_cycle.device)
-        module.update_duty_cycle_(self.duty_cycle, seen, values.detach(), indices, period)
-
     def update_boost_strength(self) -> None:
         """Multiplies the boost strength by boost_strength_factor."""
         self.boost_strength *= self.boost_strength_factor
@@ -113,7 +109,9 @@ class KWinners(_Boosted):
         if out.shape[0] == 0:
             return
         values, indices = (out.values, out.indices) if isinstance(out, KSparse) else (out, None)
-        self._count(self.learning_iterations, values, indices, self.duty_cycle_period)
+        module = reference if torch.compiler.is_compiling() else backend.choose(self.duty_cycle.device)
+        counts, period = (self.duty_cycle, self.learning_iterations), self.duty_cycle_period
+        module.update_duty_cycle_(*counts, values.detach(), indices, period)
 
 
 class KWinners2d(_Boosted):
@@ -156,9 +154,11 @@ class KWinners2d(_Boosted):
         area = out.shape[2] * out.shape[3]
         if not self.training or out.numel() == 0:
             return
-        # every location is a row: a period and a count of samples are so many times as many rows
-        rows = out.permute(0, 2, 3, 1).reshape(-1, self.n)
-        self._count(self.learning_iterations * area, rows, None, self.duty_cycle_period * area)
+        # bytes along a channel's locations: a quarter of the time of counting booleans by channel
+        active = (out.detach() > 0).flatten(2).view(torch.uint8).sum(2, dtype=torch.int32).sum(0)
+        # every location is a sample
+        seen, period = self.learning_iterations * area, self.duty_cycle_period * area
+        reference.count_active_(self.duty_cycle, seen, active, len(out) * area, period)
         self.learning_iterations += len(out)
 
     def extra_repr(self) -> str:
