@@ -38,7 +38,7 @@ class PlainLayer(nn.Module):
         self.zero_mask = None if mask is None else ~mask.contiguous()
         self.k = k
         self.register_buffer("duty_cycle", torch.zeros(len(weight), device=weight.device))
-        self.samples = 0
+        self.register_buffer("samples", torch.zeros((), dtype=torch.int64, device=weight.device))
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         y = nn.functional.linear(x, self.weight, self.bias) * plain_gate(context, self.segments)
@@ -49,7 +49,7 @@ class PlainLayer(nn.Module):
 
     def _count(self, z: Tensor) -> None:
         self.samples += len(z)
-        period = min(1000, self.samples)
+        period = self.samples.clamp(max=1000)
         self.duty_cycle.mul_(period - len(z)).add_((z > 0).sum(0)).div_(period)
 
 
@@ -83,7 +83,7 @@ class PlainNetwork(nn.Module):
         """
         rows = context.expand(len(x), -1).contiguous()
         optimizer.zero_grad()
-        loss = nn.functional.cross_entropy((forward or self)(x, rows), labels)
+        loss = nn.functional.cross_entropy((self if forward is None else forward)(x, rows), labels)
         loss.backward()
         optimizer.step()
         self.rezero_weights()

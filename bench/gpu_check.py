@@ -23,7 +23,10 @@ from gpu_targets import shortfalls
 
 ROOT = Path(__file__).resolve().parent.parent
 STEP = "bench/step.py --device cuda --json"
-SHORT_LIST = "'(test_segment_gate or test_winners or one_launch or adam) and not float64'"
+SHORT_LIST = (
+    "'float32 and (test_segment_gate and shape0 or test_winners and 5-2 or test_adam_agrees)"
+    " or one_launch and 16-1-False or k_sparse_product and 3-10'"
+)
 
 LAB = ("rich", "numpy", "typer")  # what the experiments' data and configurations need
 
@@ -31,7 +34,7 @@ LAB = ("rich", "numpy", "typer")  # what the experiments' data and configuration
 STAGES = {
     "report": ((), 60, "-m dendrite_kernels"),
     "quick step": (LAB, 120, f"{STEP} --segments 10 --steps 60 --slow-steps 3 --rounds 1"),
-    "tests on the GPU": (("pytest",), 240, "-m pytest -m gpu tests/test_gpu.py --maxfail=30"),
+    "tests on the GPU": (("pytest",), 240, "-m pytest -v --tb=short -m gpu tests/test_gpu.py --maxfail=30"),
     "compute-sanitizer": (
         ("pytest", "compute-sanitizer"),
         150,
@@ -68,6 +71,8 @@ def run_stage(name: str, limit: float, out: Path, environment: dict) -> dict:
     command = [sys.executable, *(word.format(out=out) for word in shlex.split(words))]
     if "compute-sanitizer" in needs:
         command = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "3", *command]
+        # memcheck sees no overrun within a block that torch's allocator has cut up
+        environment = {**environment, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     begin, log = time.perf_counter(), out / (name.replace(" ", "_").replace(",", "").replace("=", "") + ".txt")
     with log.open("w") as file:
         process = subprocess.Popen(

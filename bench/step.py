@@ -83,7 +83,7 @@ def measure(segments: int, batch: int, data, source: str, args: argparse.Namespa
         del dense
         for name, fused, model in rivals(plain, args.device):
             optimizer = torch.optim.Adam(plain.parameters(), lr=LR, fused=fused)
-            for _ in range(1 if model is plain else 3):  # the first compile
+            for _ in range(1 if model is plain else 6):  # the first compile
                 plain_step(plain, optimizer, ours.next_batch(), model)
             work = [ours.next_batch() for _ in track(range(slow_steps), f"  {name}", console=console, transient=True)]
             times[name] += timed(partial(plain_step, plain, optimizer, model=model), work)

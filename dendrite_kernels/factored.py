@@ -92,10 +92,9 @@ class SegmentFactor:
 
     def to_dense(self, like: Tensor) -> Tensor:
         out = torch.empty_like(like, memory_format=torch.contiguous_format)
-        module = backend.choose(like.device)
-        module.segment_gate_backward(
-            (None, out, None), self.grad, self.context, like.detach(), self.grad, self.winner, "none"
-        )
+        args = (self.grad, self.context, like.detach(), self.grad, self.winner, "none")
+        with torch.cuda.device_of(like):
+            backend.choose(like.device).segment_gate_backward((None, out, None), *args)
         return out
 
     def joined(self, other: SegmentFactor) -> SegmentFactor | None:

@@ -246,7 +246,7 @@ def update_duty_cycle_(duty_cycle, seen, values, indices, longest) -> None:
 
 
 def count_active_(duty_cycle: Tensor, seen: Tensor, active: Tensor, batch: int, longest: int) -> None:
-    """Takes `batch` samples, in which a unit was above 0 `active` [O] times, into the average; in place, as is `seen`."""
+    """Takes `batch` samples, in which unit o was above 0 active[o] times, into the average; in place, as is `seen`."""
     seen += batch
     period = seen.clamp(max=longest).clamp(min=batch)
     duty_cycle.mul_(period - batch).add_(active).div_(period)

@@ -9,6 +9,9 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# Deterministic algorithms, which the fixture below asks for, want this of cuBLAS before torch 2.10.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 import dendrite_kernels as dk
 from dendrite_kernels.backends import cpu
 from dendrite_kernels.ops import _register

@@ -28,6 +28,11 @@ class DeviceSegmentMoments:
         self.context = None  # and a copy of it
 
     @property
+    def count(self) -> int:
+        """Rows ever touched; to read it is to wait."""
+        return int(self.touched.sum())
+
+    @property
     def rank1(self) -> bool:
         return self.m.dim() == 2
 

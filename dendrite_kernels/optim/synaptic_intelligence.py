@@ -55,7 +55,8 @@ class SynapticIntelligence:
     masked weights back to zero. A parameter without a gradient is stepped on the penalty's alone, as autograd would
     have it (a head of another task stays where it is, but for an optimizer's momentum). dendrite_kernels.optim.Adam
     carries all of it for weights whose gradient it takes as factors, in the pass that steps them; gradients in factors
-    of protected segments are written out.
+    of protected segments are written out. Whoever rewrites weights within a task while such an optimizer lives gives it
+    a fresh one: rows that it has seen no gradient of are otherwise not pulled back.
 
     Attributes: parameters, what is protected by name; omega, importance (Omega) and reference (theta*), dicts from such
     a name to a tensor of the parameter's shape and dtype, empty before the first step; tasks, the number that ended.

@@ -26,8 +26,9 @@ def active_shares(
     A unit fires where its output is not zero. Contexts are those of an evaluation.
     """
     model.eval()
-    gates = model.gates(contexts.all())
-    fired = [torch.zeros(count, layer.out_features, dtype=torch.int64) for layer in model.layers]
+    known, device = contexts.all(), next(model.parameters()).device
+    gates = model.gates(None if known is None else known.to(device))
+    fired = [torch.zeros(count, layer.out_features, dtype=torch.int64, device=device) for layer in model.layers]
     for task in range(count):
         x = tasks.test(task)[0][:samples]
         for part in x.split(batch):
@@ -36,7 +37,7 @@ def active_shares(
                 z = layer.forward_gated(z, gate, index)
                 total[task] += (_dense(z) != 0).sum(0)
     model.train()
-    return [total.double().div(len(x)).numpy() for total in fired]
+    return [total.double().div(len(x)).cpu().numpy() for total in fired]
 
 
 def _dense(z) -> Tensor:

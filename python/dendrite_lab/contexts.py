@@ -84,7 +84,7 @@ class Prototypes(TrueMean):
     """The mean of the task's training inputs; the nearest of them at test (Grewal et al. 2021, section 3.3)."""
 
     def choose(self, x: Tensor, task: int) -> Tensor:
-        return nearest_prototype(x, self.vectors)
+        return nearest_prototype(x, self.vectors.to(x.device))
 
 
 class FoundPrototypes(NoContexts):

@@ -16,16 +16,18 @@ class GraphedStep:
 
     step must be the same computation at every call, on tensors of one shape, without a look at a device value: our ops
     and optim.Adam are. Model, optimizer and what else it reads stay where they are in memory. Make a new one where the
-    optimizer or the context changes.
+    optimizer, its lr or the context changes.
     """
 
     def __init__(self, step: Callable[[Tensor, Tensor], Tensor]):
         self.step, self.calls, self.graph = step, 0, None
-        self.x = self.labels = self.loss = None
+        self.x = self.labels = self.loss = self.stream = None
 
     def __call__(self, x: Tensor, labels: Tensor) -> Tensor:
         if self.x is None:
-            self.x, self.labels = x.clone(), labels.clone()
+            self.x, self.labels, self.stream = x.clone(), labels.clone(), torch.cuda.Stream()
+        if x.shape != self.x.shape or labels.shape != self.labels.shape:
+            raise ValueError(f"x: expected the first batch's shape {tuple(self.x.shape)}, got {tuple(x.shape)}")
         self.x.copy_(x)
         self.labels.copy_(labels)
         self.calls += 1
@@ -40,9 +42,9 @@ class GraphedStep:
 
     def _aside(self) -> Tensor:
         """A step on a stream of its own, as a capture will be."""
-        here, stream = torch.cuda.current_stream(), torch.cuda.Stream()
-        stream.wait_stream(here)
-        with torch.cuda.stream(stream):
+        here = torch.cuda.current_stream()
+        self.stream.wait_stream(here)
+        with torch.cuda.stream(self.stream):
             loss = self.step(self.x, self.labels)
-        here.wait_stream(stream)
+        here.wait_stream(self.stream)
         return loss

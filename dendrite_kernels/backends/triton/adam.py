@@ -87,6 +87,7 @@ def segments(
                 slope = tl.sum(mine, 0)
                 factor1 = tl.load(m + row)
                 factor2 = tl.load(v + row)
+                tl.debug_barrier()  # one thread stores what all have loaded: not before a slow warp has
                 factor1 += (slope - factor1) * rest1
                 factor2 += (slope * slope - factor2) * rest2
                 tl.store(m + row, factor1)

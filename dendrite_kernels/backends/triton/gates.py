@@ -34,8 +34,8 @@ def segment_gate(out, context, weights, bias, select, activation):
             *tensors, contexts, units, S=per_unit, C=width, **flags, **blocks, BLOCK_G=how.block_contexts
         )
     else:
-        segments.one_context[(context_blocks, unit_blocks)](
-            *tensors, units, S=per_unit, C=width, **flags, **blocks, WIDE=TYPES[wide]
+        segments.one_context[(context_blocks * unit_blocks,)](
+            *tensors, units, S=per_unit, C=width, **flags, **blocks, WIDE=TYPES[wide], maxnreg=settings.REGISTERS
         )
     fill(out, (gate, winner))
 

@@ -159,7 +159,7 @@ def dendritic_layer(
         "S": segments.shape[1], "C": width, "ABS": select == "abs_max", "SIGMOID": activation == "sigmoid",
         "SEGMENT_BIAS": segment_bias is not None, "SPARSE_X": sparse, "GATE": gate_kind(gate, context_index, batch),
         "BIAS": bias is not None, "ADD": combine == "add", "BOOST": boost is not None, "RELU": relu,
-        "PRECISION": "tf32" if torch.backends.cuda.matmul.allow_tf32 and x.is_cuda else "ieee", "WIDE": TYPES[wide],
+        "PRECISION": "tf32" if x.is_cuda and _tf32() else "ieee", "WIDE": TYPES[wide],
         "BLOCK_GATE": how.gate.block_units, "BLOCK_C": how.gate.block_width, "BLOCK_B": how.block_batch,
         "BLOCK_O": how.block_units, "BLOCK_I": how.block_inputs, "BLOCK_ROW": how.rows.block,
         "num_warps": how.rows.warps,
@@ -170,6 +170,13 @@ def dendritic_layer(
     for phase, options in _phases(x.device):
         layer.layer[(_programs(x.device),)](*args, **flags, PHASE=phase, **options)
     fill(out, results)
+
+
+def _tf32() -> bool:
+    try:
+        return torch.backends.cuda.matmul.allow_tf32
+    except RuntimeError:  # set by torch's newer switch
+        return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 def _phases(device):

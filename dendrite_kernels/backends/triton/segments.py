@@ -59,10 +59,12 @@ def one_context(
     S: tl.constexpr, C: tl.constexpr, ABS: tl.constexpr, SIGMOID: tl.constexpr, BIAS: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_O units a program, for the context program_id(0): the axis of a grid that may be long."""
-    o = (tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)).to(tl.int64)
+    """BLOCK_O units for one context a program, all along one axis: the others are short."""
+    blocks = tl.cdiv(O, BLOCK_O)
+    g = (tl.program_id(0) // blocks).to(tl.int64)
+    o = ((tl.program_id(0) % blocks) * BLOCK_O + tl.arange(0, BLOCK_O)).to(tl.int64)
     gate_of_units(
-        context, segments, bias, gate, winner, tl.program_id(0).to(tl.int64), o, O,
+        context, segments, bias, gate, winner, g, o, O,
         S, C, ABS, SIGMOID, BIAS, WIDE, BLOCK_O, BLOCK_C,
     )  # fmt: skip
 

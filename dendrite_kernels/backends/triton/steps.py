@@ -15,7 +15,8 @@ STEPPED = (torch.float32, torch.float64)
 
 def advance(steps, moving, hyper, rules):
     """Counts a step of the parameters that move. steps [P], rules [P, 2] float64; moving [P] int8."""
-    adam.advance[(len(steps),)](steps, moving, hyper, rules, num_warps=1)
+    with torch.cuda.device_of(steps):
+        adam.advance[(len(steps),)](steps, moving, hyper, rules, num_warps=1)
 
 
 def adam_dense(p, m, v, grad, keep, rule, hyper) -> bool:
@@ -26,11 +27,12 @@ def adam_dense(p, m, v, grad, keep, rule, hyper) -> bool:
     if not is_dense(p) or any(t.stride() != p.stride() for t in tensors):
         return False
     if p.numel():
-        adam.dense[(-(-p.numel() // settings.ADAM_BLOCK),)](
-            p, m, v, grad, p if keep is None else keep.view(torch.int8), rule, hyper, p.numel(),
-            MASK=keep is not None, WIDE=TYPES[p.dtype], BLOCK=settings.ADAM_BLOCK,
-            maxnreg=settings.REGISTERS,
-        )  # fmt: skip
+        with torch.cuda.device_of(p):
+            adam.dense[(-(-p.numel() // settings.ADAM_BLOCK),)](
+                p, m, v, grad, p if keep is None else keep.view(torch.int8), rule, hyper, p.numel(),
+                MASK=keep is not None, WIDE=TYPES[p.dtype], BLOCK=settings.ADAM_BLOCK,
+                maxnreg=settings.REGISTERS,
+            )  # fmt: skip
     return True
 
 
@@ -44,9 +46,10 @@ def adam_segments(segments, grad, context, winner, touched, m, v, keep, rule, hy
     if not segments.numel():
         return
     block_contexts = settings.power_of_2(max(1, contexts))
-    adam.segments[(units,)](
-        segments, grad, context, winner, touched, m, v, segments if keep is None else keep.view(torch.int8), rule,
-        hyper, contexts, units, S=per_unit, C=width, RANK1=m.dim() == 2, MASK=keep is not None,
-        WIDE=TYPES[segments.dtype], BLOCK_G=block_contexts, BLOCK_C=max(16, block // block_contexts),
-        maxnreg=settings.REGISTERS,
-    )  # fmt: skip
+    with torch.cuda.device_of(segments):
+        adam.segments[(units,)](
+            segments, grad, context, winner, touched, m, v, segments if keep is None else keep.view(torch.int8), rule,
+            hyper, contexts, units, S=per_unit, C=width, RANK1=m.dim() == 2, MASK=keep is not None,
+            WIDE=TYPES[segments.dtype], BLOCK_G=block_contexts, BLOCK_C=max(16, block // block_contexts),
+            maxnreg=settings.REGISTERS,
+        )  # fmt: skip
