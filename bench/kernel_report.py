@@ -207,7 +207,8 @@ def _steps(dtype):
     rule = rules[0]
     p = torch.zeros(2048, 784, dtype=dtype)
     for mask in (None, p.bool()):
-        launchers.adam_dense(p, p.clone(), p.clone(), p.clone(), mask, rule, hyper)
+        for synapses in (None, (p.clone(), p.clone(), p.clone(), 0.2, True)):
+            launchers.adam_dense(p, p.clone(), p.clone(), p.clone(), mask, rule, hyper, synapses)
     segments, touched = torch.zeros(64, 10, 784, dtype=dtype), torch.zeros(64, 10, dtype=torch.int8)
     for contexts, moments in ((1, touched.to(dtype)), (1, segments.clone()), (10, segments.clone())):
         grad, winner = torch.zeros(contexts, 64, dtype=dtype), torch.zeros(contexts, 64, dtype=torch.int32)

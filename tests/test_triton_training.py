@@ -10,6 +10,7 @@ from dendrite_kernels.backends.triton import plan, settings
 from dendrite_kernels.factored import FactoredGrad
 from dendrite_kernels.nn import DendriticMLP
 from dendrite_kernels.ops.dendritic_linear import dendritic_layer
+from dendrite_kernels.optim import SynapticIntelligence
 from dendrite_kernels.reference import compute_dtype
 from dendrite_kernels.sparsity import rezero_weights
 from dendrite_kernels.testing import assert_close, assert_same_bits, special_rows
@@ -280,3 +281,26 @@ def test_a_checkpoint_of_another_device_is_refused():
     saved = optimizer.state_dict()
     with pytest.raises(ValueError, match="another device; save torch_state_dict"):
         dk.optim.Adam(model, 0.01).load_state_dict(saved)
+
+
+@pytest.mark.parametrize("variant", ["zenke", "adn"])
+def test_synaptic_intelligence_rides_in_the_pass(variant):
+    """As around torch's Adam, which tests/test_synaptic_intelligence.py holds to the formulas."""
+    ours, plain = make_model(torch.float64), make_model(torch.float64)
+    mine = SynapticIntelligence(ours, dk.optim.Adam(ours, 0.01), c=30.0, xi=1e-3, variant=variant)
+    theirs = SynapticIntelligence(plain, torch.optim.Adam(plain.parameters(), 0.01), c=30.0, xi=1e-3, variant=variant)
+    for _task in range(3):
+        batch = a_batch()
+        for _step in range(2):
+            for model, si in ((ours, mine), (plain, theirs)):
+                gradients_of(model, si.optimizer, *batch)
+                si.step()
+            for p, q in zip(ours.parameters(), plain.parameters(), strict=True):
+                torch.testing.assert_close(p, q, rtol=0, atol=1e-10)
+            for name in mine.parameters:
+                torch.testing.assert_close(mine.omega[name], theirs.omega[name], rtol=0, atol=1e-10)
+        gradients_of(ours, mine.optimizer, *batch)
+        assert mine.optimizer.carries_synapses(ours.layers[0].weight)
+        assert not mine.optimizer.carries_synapses(ours.layers[0].segments.weights)
+        mine.end_task(), theirs.end_task()
+    assert float(mine.penalty()) == 0 and max(float(t.max()) for t in mine.importance.values()) > 0

@@ -181,7 +181,11 @@ class Adam(torch.optim.Optimizer):
 
     def carries_synapses(self, p: Tensor) -> bool:
         """Whether the step from p's present gradient can carry what SynapticIntelligence keeps of p."""
-        factor = p.grad.one_factor() if isinstance(p.grad, FactoredGrad) and not self._counts_on_device(p) else None
+        if self._counts_on_device(p):
+            dense = p.grad is not None and not isinstance(p.grad, FactoredGrad)
+            mask = self._mask(p)
+            return dense and backend.choose(p.device).steppable(p, p.grad, *([] if mask is None else [mask]))
+        factor = p.grad.one_factor() if isinstance(p.grad, FactoredGrad) else None
         return isinstance(factor, OuterFactor) and WeightMoments.steppable(p, factor)
 
     def _take_dense(self, p: Tensor, group: dict) -> tuple[Tensor, Tensor] | None:
@@ -221,7 +225,8 @@ class Adam(torch.optim.Optimizer):
         """Whether a kernel of ours took the step, and whether it has applied the mask as well."""
         moments, module = (state["exp_avg"], state["exp_avg_sq"], grad), backend.choose(p.device)
         if module.counts_on_device:
-            done = module.adam_dense(p.detach(), *moments, keep, *self._clock(p.device, group).rule(p))
+            rule = self._clock(p.device, group).rule(p)
+            done = module.adam_dense(p.detach(), *moments, keep, *rule, self.synapses.get(p))
             return done, done
         rule = (*group["betas"], float(group["lr"]), group["eps"], state["step"])
         return module is cpu and cpu.adam_dense(p.detach(), *moments, rule), False

@@ -64,7 +64,7 @@ _LAUNCHERS = {
         "sparse_linear",
         "sparse_linear_backward",
     ),
-    "steps": ("adam_dense", "adam_segments", "advance"),
+    "steps": ("adam_dense", "adam_segments", "advance", "steppable"),
 }
 
 

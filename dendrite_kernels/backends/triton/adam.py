@@ -40,22 +40,40 @@ def loaded(rule, hyper, WIDE: tl.constexpr):
 
 
 @triton.jit
-def dense(p, m, v, grad, keep, rule, hyper, N, MASK: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr):
-    """Adam on N entries in place; a masked entry, its moments too, becomes zero."""
+def dense(
+    p, m, v, grad, keep, omega, importance, reference, rule, hyper, N,
+    MASK: tl.constexpr, SYNAPSES: tl.constexpr, STRENGTH: tl.constexpr, COUNTS_PENALTY: tl.constexpr,
+    WIDE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Adam on N entries in place; a masked entry, its moments too, becomes zero.
+
+    SYNAPSES: for Synaptic Intelligence, STRENGTH * importance * (p - reference) joins the gradient, and omega falls by
+    the gradient (COUNTS_PENALTY: with that in it) times what p moved.
+    """
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < N
     rate, root, rest1, rest2, eps = loaded(rule, hyper, WIDE)
     g = tl.load(grad + at, mask=inside, other=0)
     first = tl.load(m + at, mask=inside, other=0)
     second = tl.load(v + at, mask=inside, other=0)
+    old = tl.load(p + at, mask=inside, other=0)
+    seen = g
+    if SYNAPSES:
+        pull = tl.full((), STRENGTH, WIDE) * tl.load(importance + at, mask=inside, other=0)
+        g += pull * (old - tl.load(reference + at, mask=inside, other=0))
+        if COUNTS_PENALTY:
+            seen = g
     first += (g - first) * rest1
     second += (g * g - second) * rest2
-    new = tl.load(p + at, mask=inside, other=0) - rate * first / (tl.sqrt(second) / root + eps)
+    new = old - rate * first / (tl.sqrt(second) / root + eps)
     if MASK:
         unmasked = tl.load(keep + at, mask=inside, other=0) != 0
         new = tl.where(unmasked, new, 0.0)
         first = tl.where(unmasked, first, 0.0)
         second = tl.where(unmasked, second, 0.0)
+    if SYNAPSES:
+        moved = tl.load(omega + at, mask=inside, other=0) - seen * (new - old)
+        tl.store(omega + at, moved, mask=inside)
     tl.store(p + at, new, mask=inside)
     tl.store(m + at, first, mask=inside)
     tl.store(v + at, second, mask=inside)

@@ -87,6 +87,7 @@ MOST_GATHERED_SHARE = 0.1
 # Dense rows of dy are gathered from where they are this short (an output layer's).
 MOST_GATHERED_UNITS = 256
 
+# Entries a program of Adam takes; of float64 a quarter, or registers spill.
 ADAM_BLOCK = 1024
 
 

@@ -19,18 +19,27 @@ def advance(steps, moving, hyper, rules):
         adam.advance[(len(steps),)](steps, moving, hyper, rules, num_warps=1)
 
 
-def adam_dense(p, m, v, grad, keep, rule, hyper) -> bool:
-    """Adam in place, and zero where keep is false, where dtypes and memory order allow; whether they did."""
-    tensors = (m, v, grad) if keep is None else (m, v, grad, keep)
-    if p.dtype not in STEPPED or not all(t.dtype == p.dtype for t in (m, v, grad)):
+def steppable(p, *tensors) -> bool:
+    """Whether adam_dense takes p with these moments, gradient and mask."""
+    floats = all(t.dtype in (p.dtype, torch.bool) for t in tensors)
+    return p.dtype in STEPPED and floats and is_dense(p) and all(t.stride() == p.stride() for t in tensors)
+
+
+def adam_dense(p, m, v, grad, keep, rule, hyper, synapses=None) -> bool:
+    """Adam in place, and zero where keep is false, where dtypes and memory order allow; whether they did.
+
+    synapses: omega, importance, reference, strength and counts_penalty of Synaptic Intelligence, or None.
+    """
+    if not steppable(p, m, v, grad, *([] if keep is None else [keep])):
         return False
-    if not is_dense(p) or any(t.stride() != p.stride() for t in tensors):
-        return False
+    *kept, strength, counts_penalty = synapses or (p, p, p, 0.0, False)
+    block = settings.ADAM_BLOCK // (1 if p.dtype == torch.float32 else 4)
     if p.numel():
         with torch.cuda.device_of(p):
-            adam.dense[(-(-p.numel() // settings.ADAM_BLOCK),)](
-                p, m, v, grad, p if keep is None else keep.view(torch.int8), rule, hyper, p.numel(),
-                MASK=keep is not None, WIDE=TYPES[p.dtype], BLOCK=settings.ADAM_BLOCK,
+            adam.dense[(-(-p.numel() // block),)](
+                p, m, v, grad, p if keep is None else keep.view(torch.int8), *kept, rule, hyper, p.numel(),
+                MASK=keep is not None, SYNAPSES=synapses is not None, STRENGTH=float(strength),
+                COUNTS_PENALTY=counts_penalty, WIDE=TYPES[p.dtype], BLOCK=block,
                 maxnreg=settings.REGISTERS,
             )  # fmt: skip
     return True
