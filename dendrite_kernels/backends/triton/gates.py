@@ -83,7 +83,7 @@ def _winners(y, gate, bias, context_index, k, combine, boost, relu, keep_ties, z
     if not batch or not units:
         return
     kind = gate_kind(gate, context_index, batch)
-    held = units <= settings.LONGEST_ROW
+    held = settings.held(units, y.dtype)
     kernel, how = (winners.rows, settings.rows(units)) if held else (winners.long_rows, settings.LONG_ROWS)
     y, gate, bias, boost, context_index = contiguous(y, gate, bias, boost, context_index)
     # an absent tensor's place is taken by y; its flag keeps the kernel from reading it

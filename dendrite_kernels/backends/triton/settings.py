@@ -25,8 +25,13 @@ class Rows:
     registers: int = REGISTERS
 
 
-# What a program holds without spilling, for any dtype and chip.
+# What a program holds without spilling, on any chip; of float64 half as much.
 LONGEST_ROW = 4096
+
+
+def held(units: int, dtype: torch.dtype) -> bool:
+    """Whether a program holds a row."""
+    return units <= LONGEST_ROW // (2 if dtype == torch.float64 else 1)
 
 
 def rows(units: int) -> Rows:
@@ -64,7 +69,7 @@ def segments(contexts: int, width: int, dtype: torch.dtype, many: bool) -> Segme
 
 
 # A longer row is read over and over, this many entries at a time.
-LONG_ROWS = Rows(2048, 8)
+LONG_ROWS = Rows(1024, 8)
 
 
 @dataclass(frozen=True)
