@@ -13,7 +13,7 @@ if not torch.cuda.is_available():
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import dendrite_kernels as dk
-from dendrite_kernels.backends import cpu
+from dendrite_kernels.backends import cpu, triton
 from dendrite_kernels.ops import _register
 
 
@@ -43,6 +43,16 @@ def isa(request):
     cpu._cpu.set_isa(request.param)
     yield request.param
     cpu._cpu.set_isa(before)
+
+
+@pytest.fixture
+def interpreted():
+    """Runs the test on the Triton backend, in its interpreter."""
+    reason = triton.why_not(torch.device("cpu"))
+    if reason is not None:
+        pytest.skip(f"the interpreter can't run here: {reason}")
+    with dk.use_backend("triton"):
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -16,14 +16,7 @@ from dendrite_kernels.sparsity import rezero_weights
 from dendrite_kernels.testing import assert_close, assert_same_bits, special_rows
 
 DTYPES = [torch.float32, torch.float64, torch.float16]
-reason = triton.why_not(torch.device("cpu"))
-pytestmark = pytest.mark.skipif(reason is not None, reason=f"the interpreter can't run here: {reason}")
-
-
-@pytest.fixture(autouse=True)
-def interpreted():
-    with dk.use_backend("triton"):
-        yield
+pytestmark = pytest.mark.usefixtures("interpreted")
 
 
 # ---- rows that no program holds -------------------------------------------------------------------------------------

@@ -8,19 +8,11 @@ import torch
 
 import dendrite_kernels as dk
 from dendrite_kernels import reference as ref
-from dendrite_kernels.backends import triton
 from dendrite_kernels.reference import compute_dtype
 from dendrite_kernels.testing import assert_close, assert_same_bits, small_integers, special_rows
 
 DTYPES = [torch.float32, torch.float64, torch.float16]
-reason = triton.why_not(torch.device("cpu"))
-pytestmark = pytest.mark.skipif(reason is not None, reason=f"the interpreter can't run here: {reason}")
-
-
-@pytest.fixture(autouse=True)
-def interpreted():
-    with dk.use_backend("triton"):
-        yield
+pytestmark = pytest.mark.usefixtures("interpreted")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -91,12 +91,20 @@ def linear_kwinners_backward(
     )
 
 
-def dendritic_layer(
-    out, x, x_indices, weight, bias, context, segments, segment_bias, context_index, k, select, activation, combine,
-    boost, relu,
-):  # fmt: skip
-    segment_gate(out[:2], context, segments, segment_bias, select, activation)
-    linear_kwinners(out[2:], x, x_indices, weight, bias, out[0], context_index, k, combine, boost, relu)
+def in_stages(segment_gate, linear_kwinners):
+    """A backend's dendritic_layer made of two of its launchers."""
+
+    def dendritic_layer(
+        out, x, x_indices, weight, bias, context, segments, segment_bias, context_index, k, select, activation, combine,
+        boost, relu,
+    ):  # fmt: skip
+        segment_gate(out[:2], context, segments, segment_bias, select, activation)
+        linear_kwinners(out[2:], x, x_indices, weight, bias, out[0], context_index, k, combine, boost, relu)
+
+    return dendritic_layer
+
+
+dendritic_layer = in_stages(segment_gate, linear_kwinners)
 
 
 def outer(out, sparse, other):

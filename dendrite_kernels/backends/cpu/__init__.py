@@ -10,7 +10,7 @@ import torch
 
 from ... import known
 from ...reference import combine_gate, compute_dtype
-from ..reference import one_launch
+from ..reference import in_stages, one_launch
 from . import products
 from .adam import adam_dense, adam_outer, adam_segments, outer, rezero_, touch_segments, update_duty_cycle_
 from .native import (
@@ -231,12 +231,7 @@ def linear_kwinners(out, x, x_indices, weight, bias, gate, context_index, k, com
     gated_kwinners_sparse(out, y, gate, bias, context_index, k, combine, boost, relu)
 
 
-def dendritic_layer(
-    out, x, x_indices, weight, bias, context, segments, segment_bias, context_index, k, select, activation, combine,
-    boost, relu,
-):  # fmt: skip
-    segment_gate(out[:2], context, segments, segment_bias, select, activation)
-    linear_kwinners(out[2:], x, x_indices, weight, bias, out[0], context_index, k, combine, boost, relu)
+dendritic_layer = in_stages(segment_gate, linear_kwinners)
 
 
 def linear_kwinners_backward(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ... import reference as ref
 from ...reference import check_range, compute_dtype
-from ..reference import fill
+from ..reference import fill, in_stages
 from . import ksparse, layer, settings
 from .gates import gate_kind, gated_kwinners_sparse, gated_kwinners_sparse_backward, segment_gate
 from .memory import contiguous, ready
@@ -136,16 +136,18 @@ def _weight_gradient(out, dense, values, indices):
 # ---- the whole layer ------------------------------------------------------------------------------------------------
 
 
+_layer_in_stages = in_stages(segment_gate, linear_kwinners)
+
+
 def dendritic_layer(
     out, x, x_indices, weight, bias, context, segments, segment_bias, context_index, k, select, activation, combine,
     boost, relu,
 ):  # fmt: skip
     """gate, winner, and the winners' values, indices and pre, in one launch."""
-    gate, winner, *winners = out
     (batch, entries), (units, inputs), wide = x.shape, weight.shape, compute_dtype(x.dtype)
     if not (batch and units and k and len(context)) or units > settings.LONGEST_ROW or wide == torch.float64:
-        segment_gate((gate, winner), context, segments, segment_bias, select, activation)
-        linear_kwinners(winners, x, x_indices, weight, bias, gate, context_index, k, combine, boost, relu)
+        rest = (context_index, k, select, activation, combine, boost, relu)
+        _layer_in_stages(out, x, x_indices, weight, bias, context, segments, segment_bias, *rest)
         return
     check_range(context_index, len(context), "context_index")
     check_range(x_indices, inputs, "indices")
@@ -157,7 +159,7 @@ def dendritic_layer(
     absent = [x if t is None else t for part in tensors for t in part]
     flags = {
         "S": segments.shape[1], "C": width, "ABS": select == "abs_max", "SIGMOID": activation == "sigmoid",
-        "SEGMENT_BIAS": segment_bias is not None, "SPARSE_X": sparse, "GATE": gate_kind(gate, context_index, batch),
+        "SEGMENT_BIAS": segment_bias is not None, "SPARSE_X": sparse, "GATE": gate_kind(to_gate, context_index, batch),
         "BIAS": bias is not None, "ADD": combine == "add", "BOOST": boost is not None, "RELU": relu,
         "PRECISION": "tf32" if x.is_cuda and _tf32() else "ieee", "WIDE": TYPES[wide],
         "BLOCK_GATE": how.gate.block_units, "BLOCK_C": how.gate.block_width, "BLOCK_B": how.block_batch,
