@@ -119,21 +119,20 @@ class Adam(torch.optim.Optimizer):
                     self._check_unmoved(p)
         for group in self.param_groups:
             moving = [p for p in group["params"] if p.grad is not None]
-            self._count_step(moving, group)
+            # asked once a device, not a parameter: a choice costs as much as a small kernel
+            counting = {d for d in {p.device for p in moving} if backend.choose(d).counts_on_device}
+            self._count_step(moving, group, counting)
             factors = (p for p in moving if isinstance(p.grad, FactoredGrad))
-            stepped = {p for p in factors if self._step_factored(p, group)}
+            stepped = {p for p in factors if self._step_factored(p, group, p.device in counting)}
             self._step_dense([p for p in moving if p not in stepped], group)
         return loss
 
-    def _count_step(self, parameters: list[Tensor], group: dict) -> None:
-        on_device: dict[torch.device, list] = {}
+    def _count_step(self, parameters: list[Tensor], group: dict, counting: set[torch.device]) -> None:
         for p in parameters:
-            if self._counts_on_device(p):
-                on_device.setdefault(p.device, []).append(p)
-            else:
+            if p.device not in counting:
                 self.state[p]["step"] = self.state[p].get("step", 0) + 1
-        for device, here in on_device.items():
-            self._clock(device, group).tick(here, group)
+        for device in counting:
+            self._clock(device, group).tick([p for p in parameters if p.device == device], group)
 
     def _clock(self, device: torch.device, group: dict) -> DeviceClock:
         key = (id(group), device)
@@ -162,10 +161,9 @@ class Adam(torch.optim.Optimizer):
 
     # ---- one parameter ----------------------------------------------------------------------------------------------
 
-    def _step_factored(self, p: Tensor, group: dict) -> bool:
+    def _step_factored(self, p: Tensor, group: dict, on_device: bool) -> bool:
         """Steps from factors; False where only a dense step is right."""
         factor = p.grad.one_factor()
-        on_device = self._counts_on_device(p)
         kind = (_DEVICE_KINDS if on_device else _KINDS).get(type(factor))
         if kind is None or not kind.steppable(p, factor):
             return False
