@@ -145,6 +145,40 @@ def bench_kwinners_bfloat16(benchmark, race, label):
     race(label, lambda: function(y, K), check, shape=f"B = {BATCH}, O = {UNITS}, k = {K}", dtype=torch.bfloat16)
 
 
+def topk_kwinners2d(y, k, gate, local):
+    """As kwinners2d's docstring has it."""
+    a = y * gate[:, :, None, None]
+    values = a if local else a.flatten(1)
+    winners = values.topk(k, dim=1, sorted=False)
+    return torch.zeros_like(values).scatter(1, winners.indices, winners.values).view(y.shape)
+
+
+@pytest.mark.parametrize("local", [False, True], ids=["global", "local"])
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "both"])
+@pytest.mark.parametrize("label", ["ours", "torch.topk + scatter", "compiled topk + scatter"])
+def bench_kwinners2d(benchmark, race, label, backward, local):
+    """The second convolution of Bain's network has 32 channels of 16 x 16; the first 64 of 32 x 32."""
+    batch, channels, side = 64, 64, 32
+    k = 6 if local else channels * side * side // 10
+    benchmark.group = f"kwinners2d, {'local' if local else 'global'}, " + ("both ways" if backward else "forward")
+    y, gate = torch.randn(batch, channels, side, side, requires_grad=backward), torch.rand(1, channels)
+    grad = torch.randn_like(y)
+    want = topk_kwinners2d(y, k, gate, local)
+    wants = torch.autograd.grad(want, y, grad)[0] if backward else want
+    plain = compiled(topk_kwinners2d) if label.startswith("compiled") else topk_kwinners2d
+
+    def forward():
+        return dk.kwinners2d(y, k, gate, local=local) if label == "ours" else plain(y, k, gate, local)
+
+    race(
+        label,
+        (lambda: torch.autograd.grad(forward(), y, grad)[0]) if backward else forward,
+        lambda out: torch.testing.assert_close(out, wants, rtol=0, atol=0),
+        shape=f"B = {batch}, C = {channels}, H = W = {side}, k = {k}",
+        rounds=5,
+    )
+
+
 # ---- sparse_linear --------------------------------------------------------------------------------------------------
 
 

@@ -162,22 +162,27 @@ def gated_kwinners_sparse(
 
 
 def kwinners2d(
-    y, k, gate=None, context_index=None, local=False, combine="mul", boost=None, relu=False, ties="lowest"
-) -> Tensor:
-    """z [B, C, H, W]: whole channels combined with gates [G, C], then kWTA over C * H * W or, local, over C."""
-    if gate is not None:
-        gate = (gate if context_index is None else gate[context_index.long()])[:, :, None, None]
-    a = combine_gate(y, gate, combine=combine)
+    y, gate=None, context_index=None, k=0, local=False, combine="mul", boost=None, relu=False, ties="lowest"
+) -> tuple[Tensor, Tensor]:
+    """z and what was kept [B, C, H, W]: channels combined with gates [G, C], then kWTA over C * H * W or, local, C."""
+    a = combine_gate(y, channel_gate(gate, context_index), combine=combine)
     key = rank(a.detach(), None if boost is None else boost[:, None, None])
     if local:
         key = key.movedim(1, 3)
-    rows = key.reshape(-1, key.shape[3]) if local else key.flatten(1)
+    rows = key.flatten(0, 2) if local else key.flatten(1)
     kept = winner_mask(rows, k, ties).view(key.shape)
     if local:
         kept = kept.movedim(3, 1)
     if relu:
         kept = kept & positive_or_nan(a.detach())
-    return torch.where(kept, a, 0)
+    return torch.where(kept, a, 0), kept
+
+
+def channel_gate(gate: Tensor | None, context_index: Tensor | None) -> Tensor | None:
+    """A gate [G, C] as it multiplies images [B, C, H, W]."""
+    if gate is None:
+        return None
+    return (gate if context_index is None else gate[context_index.long()])[:, :, None, None]
 
 
 def sum_by_context(grad_rows: Tensor, gate: Tensor, context_index: Tensor | None) -> Tensor:
@@ -205,6 +210,19 @@ def gated_kwinners_backward(grad_z, kept, y, gate, bias, context_index, combine,
     if needs[2]:
         grad_bias = grad_y.sum(0).to(y.dtype)
     return (grad_y.to(y.dtype) if needs[0] else None), grad_gate, grad_bias
+
+
+def kwinners2d_backward(grad_z, kept, y, gate, context_index, combine, needs):
+    """Gradients of images y [B, C, H, W] and of their gate [G, C] from that of the dense z."""
+    wide = compute_dtype(y.dtype)
+    grad_a = torch.where(kept, grad_z.to(wide), 0)
+    grad_y, grad_gate, multiplies = grad_a, None, gate is not None and combine == "mul"
+    if multiplies:
+        grad_y = torch.where(kept, grad_a * channel_gate(gate, context_index), 0)
+    if needs[1]:
+        grad_images = torch.where(kept, grad_a * y.to(wide), 0) if multiplies else grad_a
+        grad_gate = sum_by_context(grad_images.sum((2, 3)), gate, context_index)
+    return (grad_y.to(y.dtype) if needs[0] else None), grad_gate
 
 
 def winners_backward(grad_values, values, indices, pre, gate, context_index, units, combine, relu, needs):

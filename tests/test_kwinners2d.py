@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import dendrite_kernels as dk
 from dendrite_kernels import nn as dnn
 from dendrite_kernels import reference as ref
 from dendrite_kernels.reference import compute_dtype
-from dendrite_kernels.testing import DTYPES, assert_close, assert_same_bits
+from dendrite_kernels.testing import DTYPES, assert_close, assert_same_bits, small_integers, special_rows
 
 BATCH, CHANNELS, HEIGHT, WIDTH = 6, 7, 5, 4
 GROUPS = ["none", "one", "expanded", "each", "index"]
@@ -58,7 +60,72 @@ def test_values_against_the_specification(implementation, dtype, local, options)
         for images in (y, (4 * y).round(), y.contiguous(memory_format=torch.channels_last), y.transpose(2, 3)):
             for k in (0, 2, 5, 60, 1000):
                 got = dk.kwinners2d(images, k, gate, index, local=local, **options)
-                assert_same_bits(got, ref.kwinners2d(images, k, gate, index, local, **options))
+                assert_same_bits(got, ref.kwinners2d(images, gate, index, k, local, **options)[0])
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(1, 3), st.integers(1, 40), st.integers(1, 6), st.integers(1, 20), st.integers(0, 50), st.booleans())
+def test_any_shape(implementation, batch, channels, height, width, k, local):
+    """Whole vectors of locations, and their tails."""
+    for y in (torch.randn(batch, channels, height, width), small_integers(batch, channels, height, width)):
+        gate = torch.rand(batch, channels)
+        got = dk.kwinners2d(y, k, gate, local=local)
+        assert_same_bits(got, ref.kwinners2d(y, gate, None, k, local)[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("ties", ["lowest", "keep"])
+@pytest.mark.parametrize("relu", [False, True])
+def test_special_values(implementation, dtype, ties, relu):
+    """NaN, infinities, signed zeros, denormals and constants at each location, and in each sample."""
+    locations = special_rows(20, dtype).T.reshape(1, 20, 3, -1)
+    samples = special_rows(60, dtype).view(-1, 3, 4, 5)
+    for k in (0, 1, 7, 19, 20, 59, 60):
+        for y, local in ((locations, True), (samples, False)):
+            got = dk.kwinners2d(y, k, local=local, ties=ties, relu=relu)
+            assert_same_bits(got, ref.kwinners2d(y, None, None, k, local, relu=relu, ties=ties)[0])
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("groups", GROUPS)
+@pytest.mark.parametrize("local", [False, True])
+def test_triton(groups, local):
+    y, gate, index = arguments(groups)
+    assert_same_bits(dk.kwinners2d(y, 5, gate, index, local=local), ref.kwinners2d(y, gate, index, 5, local)[0])
+    if groups in ("none", "expanded"):
+        return  # no gate, or one whose gradient is that of its first row
+    leaves = [y.requires_grad_(), gate.requires_grad_()]
+    grad = torch.randn_like(y)
+    got = torch.autograd.grad(dk.kwinners2d(y, 5, gate, index, local=local), leaves, grad)
+    want = torch.autograd.grad(plainly(y.double(), 5, gate.double(), index, local), leaves, grad.double())
+    for mine, theirs in zip(got, want, strict=True):
+        assert_close(mine, theirs, terms=BATCH * HEIGHT * WIDTH)
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_same_bits_for_any_number_of_threads(implementation, threads, local):
+    y, gate = torch.randn(6, 9, 7, 5, requires_grad=True), torch.rand(1, 9, requires_grad=True)
+    runs = []
+    for count in (1, 2, 3):
+        threads(count)
+        z = dk.kwinners2d(y, 4, gate, local=local)
+        runs.append([z, *torch.autograd.grad(z.square().sum(), (y, gate))])
+    for run in runs[1:]:
+        for mine, first in zip(run, runs[0], strict=True):
+            assert_same_bits(mine, first)
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_the_op_is_registered_in_full(local):
+    y, gate = torch.randn(3, 5, 4, 3, requires_grad=True), torch.rand(2, 5, requires_grad=True)
+    index = torch.tensor([0, 1, 1])
+    torch.library.opcheck(
+        torch.ops.dendrite_kernels.kwinners2d.default, (y, gate, index, 4, local, "mul", torch.rand(5), True, "keep")
+    )
+    z = dk.kwinners2d(y, 4, gate, index, local=local)
+    (first,) = torch.autograd.grad(z.square().sum(), y, create_graph=True)
+    with pytest.raises(RuntimeError, match="second derivatives are not implemented"):
+        first.sum().backward()
 
 
 def test_ties_go_to_the_first_channel_row_and_column(implementation):

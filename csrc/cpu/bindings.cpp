@@ -82,6 +82,16 @@ template <class T> static void define(py::module_& m, const std::string& suffix)
                                    row_gate<T>({}, gate, {}, index, G, add), B, O, k, relu, at<T>(grad_y),
                                    at<T>(grad_gate), at<T>(grad_bias), threads});
   });
+  def("kwinners2d", [](Address y, Address gate, Address boost, Address index, int64_t G, bool add, int64_t B, int64_t C,
+                       int64_t A, int64_t k, bool local, bool relu, bool keep_ties, Address z, Address kept, int threads) {
+    kernels<T>().kwinners2d({at<T>(y), row_gate<T>({}, gate, boost, index, G, add), B, C, A, k, local, relu, keep_ties,
+                             at<T>(z), at<uint8_t>(kept), threads});
+  });
+  def("kwinners2d_backward", [](Address grad_z, Address y, Address kept, Address gate, Address index, int64_t G, bool add,
+                                int64_t B, int64_t C, int64_t A, Address grad_y, Address grad_gate, int threads) {
+    kernels<T>().kwinners2d_backward({at<T>(grad_z), at<T>(y), at<uint8_t>(kept), row_gate<T>({}, gate, {}, index, G, add),
+                                      B, C, A, at<T>(grad_y), at<T>(grad_gate), threads});
+  });
   def("ksparse_matmul", [](Address values, Address indices, int64_t B, int64_t k, int64_t I, int64_t O, Address weight,
                            int64_t stride_i, int64_t stride_o, Address bias, Address y, int threads) {
     return kernels<T>().ksparse_matmul({at<T>(values), at<int32_t>(indices), B, k, I, O, at<T>(weight), stride_i,

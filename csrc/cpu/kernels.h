@@ -48,6 +48,25 @@ template <class T> struct KWinners {  // either z and kept [B, O], or values, in
   int threads;
 };
 
+template <class T> struct KWinners2d {  // z and kept [B, C, A] of y [B, C, A]; how: gate [G, C], boost [C], no bias
+  const T* y;
+  RowGate<T> how;
+  int64_t B, C, A, k;
+  bool local, relu, keep_ties;
+  T* z;
+  uint8_t* kept;
+  int threads;
+};
+
+template <class T> struct KWinners2dBackward {  // grad_y [B, C, A] and grad_gate [G, C] may be null
+  const T *grad_z, *y;
+  const uint8_t* kept;
+  RowGate<T> how;
+  int64_t B, C, A;
+  T *grad_y, *grad_gate;
+  int threads;
+};
+
 template <class T> struct KWinnersBackward {  // of the dense form
   const T *grad_z, *y;
   const uint8_t* kept;
@@ -207,6 +226,8 @@ template <class T> struct Kernels {
   void (*kwinners)(const KWinners<T>&);
   void (*kwinners_backward)(const KWinnersBackward<T>&);
   int64_t (*winners_backward)(const WinnersBackward<T>&);
+  void (*kwinners2d)(const KWinners2d<T>&);
+  void (*kwinners2d_backward)(const KWinners2dBackward<T>&);
   int64_t (*ksparse_matmul)(const KSparseMatmul<T>&);
   bool (*mostly_constant_matmul)(const MostlyConstantMatmul<T>&);
   int64_t (*unit_lists)(const MakeUnitLists&);

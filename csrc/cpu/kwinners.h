@@ -132,6 +132,14 @@ template <class T> DK_INLINE void gate_row(const T* y, const RowGate<T>& how, in
 
 template <class T> DK_INLINE bool passes(bool relu, T v) { return !relu || !(v <= 0); }
 
+template <class T>
+DK_INLINE void scatter_winners(const T* a, const int32_t* won, int64_t count, bool relu, int64_t n, T* z, uint8_t* kept) {
+  set_bytes(z, 0, n * sizeof(T));
+  set_bytes(kept, 0, n);
+  for (int64_t j = 0; j < count; j++)
+    if (passes(relu, a[won[j]])) z[won[j]] = a[won[j]], kept[won[j]] = 1;
+}
+
 template <class T> void kwinners(const KWinners<T>& p) {
   const int64_t O = p.O, pad = round_up(O, 16) + 16;
   if (!p.B || !O) return;
@@ -151,12 +159,7 @@ template <class T> void kwinners(const KWinners<T>& p) {
     }
     const int64_t count = row_winners(rank, O, p.k, p.keep_ties, guess, keys + at, candidates + at, won);
     if (p.z) {
-      T* z = p.z + b * O;
-      uint8_t* kept = p.kept + b * O;
-      set_bytes(z, 0, O * sizeof(T));
-      set_bytes(kept, 0, O);
-      for (int64_t j = 0; j < count; j++)
-        if (passes(p.relu, a[won[j]])) z[won[j]] = a[won[j]], kept[won[j]] = 1;
+      scatter_winners(a, won, count, p.relu, O, p.z + b * O, p.kept + b * O);
     } else {
       for (int64_t j = 0; j < count; j++) {
         const int64_t i = won[j], out = b * p.k + j;

@@ -64,6 +64,15 @@ def gated_kwinners_sparse_backward(out, grad_values, values, indices, pre, gate,
     fill(out, (ref.ksparse_to_dense(grad_y, indices, units), *rest))
 
 
+def kwinners2d(out, y, gate, context_index, k, local, combine, boost, relu, ties):
+    _check_contexts(context_index, gate)
+    fill(out, ref.kwinners2d(y, gate, context_index, k, local, combine, boost, relu, ties))
+
+
+def kwinners2d_backward(out, grad_z, kept, y, gate, context_index, combine):
+    fill(out, ref.kwinners2d_backward(grad_z, kept, y, gate, context_index, combine, _needs(out)))
+
+
 def sparse_linear(out, values, indices, weight, bias):
     ref.check_range(indices, weight.shape[1], "indices")
     out.copy_(ref.sparse_linear(values, indices, weight, bias))

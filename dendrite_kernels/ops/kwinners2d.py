@@ -1,4 +1,4 @@
-"""kwinners2d: gate and k-winner-take-all of images, by gated_kwinners on their rows."""
+"""kwinners2d: gates of channels and k-winner-take-all of images in one pass."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import _checks as check
-from .kwinners import gated_kwinners
+from ._register import define, given, wanted
 
 
 def kwinners2d(
@@ -53,21 +53,43 @@ def kwinners2d(
     if isinstance(gate, Tensor) and context_index is None:
         gate = check.shared_row(gate, len(y))
     check.winners_arguments("y", y, y.shape[1], gate, None, context_index, k, combine, boost, letter="C")
-    batch, channels, height, width = y.shape
-    area, options = height * width, {"combine": combine, "relu": relu, "ties": ties}
-    if local:
-        rows, index = y.permute(0, 2, 3, 1).reshape(batch * area, channels), _of_locations(gate, context_index, y)
-        z = gated_kwinners(rows, gate, None, index, k, boost=boost, **options)
-        return z.view(batch, height, width, channels).permute(0, 3, 1, 2).contiguous()
-    gate, boost = (None if t is None else t.repeat_interleave(area, -1) for t in (gate, boost))
-    rows = y.reshape(batch, channels * area)
-    return gated_kwinners(rows, gate, None, context_index, k, boost=boost, **options).view(y.shape)
+    check.sizes("y", y.numel())
+    check.choice("ties", ties, ("lowest", "keep"))
+    return _kwinners2d(y, gate, context_index, k, local, combine, boost, relu, ties)[0]
 
 
-def _of_locations(gate: Tensor | None, context_index: Tensor | None, y: Tensor) -> Tensor | None:
-    """The gate's row for each location [B * H * W] of each sample."""
-    if gate is None or (context_index is None and len(gate) == 1):
-        return None
-    if context_index is None:
-        context_index = torch.arange(len(y), dtype=torch.int32, device=y.device)
-    return context_index.repeat_interleave(y.shape[2] * y.shape[3])
+def _allocate(y, *_):
+    return y.new_empty(y.shape), y.new_empty(y.shape, dtype=torch.bool)
+
+
+def _save(ctx, args, outputs):
+    y, gate, context_index, _k, _local, combine, *_ = args
+    _z, kept = outputs
+    ctx.mark_non_differentiable(kept)
+    ctx.save_for_backward(kept, y, gate, context_index)
+    ctx.combine = combine
+    ctx.needs = [t is not None and t.requires_grad for t in (y, gate)]
+
+
+def _backward(ctx, grad_z, _grad_kept):
+    grads = _kwinners2d_backward(grad_z, *ctx.saved_tensors, ctx.combine, ctx.needs)
+    return (*given(ctx.needs, grads), *[None] * 7)
+
+
+_kwinners2d_backward = define(
+    "kwinners2d_backward",
+    "(Tensor grad_z, Tensor kept, Tensor y, Tensor? gate, Tensor? context_index, str combine, bool[2] needs)"
+    " -> (Tensor, Tensor)",
+    lambda grad_z, kept, y, gate, context_index, combine, needs: tuple(wanted(needs, [y, gate], y)),
+    lambda module, out, *args: module.kwinners2d_backward(given(args[-1], out), *args[:-1]),
+)
+
+_kwinners2d = define(
+    "kwinners2d",
+    "(Tensor y, Tensor? gate, Tensor? context_index, SymInt k, bool local, str combine, Tensor? boost, bool relu,"
+    " str ties) -> (Tensor z, Tensor kept)",
+    _allocate,
+    lambda module, out, *args: module.kwinners2d(out, *args),
+    save=_save,
+    backward=_backward,
+)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from ... import known
-from ...reference import combine_gate, compute_dtype
+from ...reference import channel_gate, combine_gate, compute_dtype
 from ..reference import in_stages, one_launch
 from . import products
 from .adam import adam_dense, adam_outer, adam_segments, outer, rezero_, touch_segments, update_duty_cycle_
@@ -41,6 +41,8 @@ __all__ = [
     "known_gate",
     "ksparse_gather",
     "ksparse_to_dense",
+    "kwinners2d",
+    "kwinners2d_backward",
     "linear_kwinners",
     "linear_kwinners_backward",
     "moved",
@@ -180,6 +182,29 @@ def gated_kwinners_backward(out, grad_z, kept, y, gate, bias, context_index, com
         call(
             "kwinners_backward", wide, widened(grad_z), widened(y), kept.contiguous(), widened(bias), widened(gate),
             index, group_count(gate), combine == "add", *y.shape, *grads,
+        )  # fmt: skip
+
+
+def kwinners2d(out, y, gate, context_index, k, local, combine, boost, relu, ties):
+    wide, index = compute_dtype(y.dtype), checked_index(context_index, group_count(gate), "context_index")
+    batch, channels, height, width = y.shape
+    if y.dtype != wide:  # combined and rounded by torch first, as in _kwinners
+        y, gate, index = combine_gate(y, channel_gate(gate, index), combine=combine), None, None
+    most = channels if local else channels * height * width
+    with Outputs(out, wide) as (z, kept):
+        call(
+            "kwinners2d", wide, widened(y), widened(gate), widened(boost), index, group_count(gate), combine == "add",
+            batch, channels, height * width, min(k, most), local, relu, ties == "keep", z, kept,
+        )  # fmt: skip
+
+
+def kwinners2d_backward(out, grad_z, kept, y, gate, context_index, combine):
+    wide, index = compute_dtype(y.dtype), checked_index(context_index, group_count(gate), "context_index")
+    batch, channels, height, width = y.shape
+    with Outputs(out, wide) as grads:
+        call(
+            "kwinners2d_backward", wide, widened(grad_z), widened(y), kept.contiguous(), widened(gate), index,
+            group_count(gate), combine == "add", batch, channels, height * width, *grads,
         )  # fmt: skip
 
 

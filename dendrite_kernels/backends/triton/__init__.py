@@ -56,6 +56,7 @@ _LAUNCHERS = {
         "gated_kwinners_sparse",
         "gated_kwinners_sparse_backward",
     ),
+    "images": ("kwinners2d", "kwinners2d_backward"),
     "linear": (
         "dendritic_layer",
         "ksparse_to_dense",
