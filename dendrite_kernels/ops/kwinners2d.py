@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -54,7 +56,8 @@ def kwinners2d(
         gate = check.shared_row(gate, len(y))
     check.winners_arguments("y", y, y.shape[1], gate, None, context_index, k, combine, boost, letter="C")
     batch, channels, height, width = y.shape
-    area, options = height * width, {"combine": combine, "relu": relu, "ties": ties}
+    area = height * width
+    options: dict[str, Any] = {"combine": combine, "relu": relu, "ties": ties}
     if local:
         rows, index = y.permute(0, 2, 3, 1).reshape(batch * area, channels), _of_locations(gate, context_index, y)
         z = gated_kwinners(rows, gate, None, index, k, boost=boost, **options)
