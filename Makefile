@@ -8,7 +8,7 @@ DATA ?= $(CURDIR)/.data
 RUNS ?= runs
 export DENDRITE_DATA = $(DATA)
 
-.PHONY: help test demo bench lint slow sanitize gpu-check kernel-report clean
+.PHONY: help test demo bench lint types slow sanitize gpu-check kernel-report clean
 .DEFAULT_GOAL := help
 
 help:
@@ -16,6 +16,7 @@ help:
 	@echo "make test    lint and the tests, the longest apart (about 3 minutes)"
 	@echo "make bench   ours against PyTorch, op by op and whole steps; the rows go to $(RUNS)/bench.json"
 	@echo "make slow    the longer checks: installs with and without a compiler, on other Pythons; kill and resume"
+	@echo "make types   the type hints, by mypy"
 	@echo "make sanitize  the tests on a native module built with AddressSanitizer and UBSan (Linux, gcc)"
 	@echo "make gpu-check OUT=folder  all that needs a GPU, with the Python and torch that are there, in 9 minutes"
 	@echo "make kernel-report  compiles the Triton kernels for every chip: registers, memory, modelled floor"
@@ -37,6 +38,10 @@ test: $(READY) lint
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# A first run reads torch's hints for 20 s; the tests of make slow run it too.
+types: $(READY)
+	$(BIN)/python -m mypy
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow

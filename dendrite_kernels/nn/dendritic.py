@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +13,11 @@ from ..ops import KSparse, dendritic_linear, segment_gate
 from ..ops.dendritic_linear import gated_linear, in_one_launch
 from ..ops.segment_gate import gate_to_read
 from ..sparsity import MaskedParameter, check_fraction, random_mask
-from .kwinners import KWinners
+from .kwinners import KWinners, KWinners2d
 from .sparse_linear import SparseLinear
 
 # name: (select, activation, combine); None: a layer without dendrites
-DENDRITES = {
+DENDRITES: dict[str, Any] = {
     "abs_max_gate": ("abs_max", "sigmoid", "mul"),
     "max_gate": ("max", "sigmoid", "mul"),
     "bias": ("max", "none", "add"),
@@ -81,10 +83,20 @@ class DendriteSegments(MaskedParameter):
 class Dendritic(nn.Module):
     """What layers with dendrites share: their `segments` (None without dendrites) and the gate that these make."""
 
-    _winners: type  # the k winners that may end such a layer
+    _winners: type[KWinners] | type[KWinners2d]  # the k winners that may end such a layer
+    segments: DendriteSegments | None
+    kwinners: Any  # _winners or None
+    forward_gated: Callable[..., Any]
 
     def _set_dendrites(
-        self, units: int, num_segments: int, dim_context: int, dendrite: str, kwinners, relu: bool, **segment_options
+        self,
+        units: int,
+        num_segments: int,
+        dim_context: int,
+        dendrite: str,
+        kwinners: KWinners | KWinners2d | None,
+        relu: bool,
+        **segment_options: Any,
     ) -> None:
         if dendrite not in DENDRITES:
             raise ValueError(f"dendrite: expected one of {', '.join(map(repr, DENDRITES))}, got {dendrite!r}")
@@ -104,7 +116,7 @@ class Dendritic(nn.Module):
         """How a gate acts: "mul" or "add"."""
         return "mul" if self.segments is None else DENDRITES[self.dendrite][2]
 
-    def forward(self, x: Tensor | KSparse, context: Tensor | None = None, context_index: Tensor | None = None):
+    def forward(self, x: Tensor | KSparse, context: Tensor | None = None, context_index: Tensor | None = None) -> Any:
         return self.forward_gated(x, self._gate_to_read(context), context_index)
 
     def gate(self, context: Tensor | None) -> Tensor | None:
@@ -169,7 +181,7 @@ class DendriticLinear(Dendritic, SparseLinear):
         segment_bias: bool = False,
         context_density: float = 1.0,
     ):
-        options = {"sparsity": sparsity, "input_density": input_density, "input_major": input_major}
+        options: dict[str, Any] = {"sparsity": sparsity, "input_density": input_density, "input_major": input_major}
         super().__init__(in_features, out_features, bias, **options)
         self._set_dendrites(
             out_features,
@@ -183,12 +195,14 @@ class DendriticLinear(Dendritic, SparseLinear):
             bias=segment_bias,
         )
 
-    def forward(self, x: Tensor | KSparse, context: Tensor | None = None, context_index: Tensor | None = None):
+    def forward(  # type: ignore[override]  # KSparse, where a SparseLinear has no winners to keep
+        self, x: Tensor | KSparse, context: Tensor | None = None, context_index: Tensor | None = None
+    ) -> Tensor | KSparse:
         if context is not None and self._runs_at_once(x, context):
             return self._at_once(x, context, context_index)
         return super().forward(x, context, context_index)
 
-    def _runs_at_once(self, x, context) -> bool:
+    def _runs_at_once(self, x, context):
         segments, winners = self.segments, self.kwinners
         whole = segments is not None and winners is not None and winners.ties == "lowest"
         hooked = whole and (segments._forward_hooks or segments._forward_pre_hooks)
@@ -216,7 +230,9 @@ class DendriticLinear(Dendritic, SparseLinear):
         winners.update_duty_cycle(out)
         return out
 
-    def forward_gated(self, x: Tensor | KSparse, gate: Tensor | None, context_index: Tensor | None = None):
+    def forward_gated(
+        self, x: Tensor | KSparse, gate: Tensor | None, context_index: Tensor | None = None
+    ) -> Tensor | KSparse:
         """The layer with gates that are known, as `gate(contexts)` gave them: for many batches on frozen segments."""
         winners = self.kwinners
         out = gated_linear(

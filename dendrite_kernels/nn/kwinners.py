@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +15,10 @@ from ..sparsity import check_fraction
 
 class _Boosted(nn.Module):
     """What k winners of n units (or channels) need besides the choice itself: how many, their boost, duty cycles."""
+
+    boost_strength: Tensor
+    duty_cycle: Tensor
+    learning_iterations: Tensor
 
     def __init__(
         self,
@@ -53,7 +59,7 @@ class _Boosted(nn.Module):
         """Multiplies the boost strength by boost_strength_factor."""
         self.boost_strength *= self.boost_strength_factor
 
-    def _load_from_state_dict(self, *args):
+    def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
         self._boosting = bool(self.boost_strength > 0)
 
@@ -80,7 +86,7 @@ class KWinners(_Boosted):
     Source: Ahmad & Scheinkman 2019, algorithm 1.
     """
 
-    def __init__(self, n: int, percent_on: float, *, sparse: bool = False, ties: str = "lowest", **options):
+    def __init__(self, n: int, percent_on: float, *, sparse: bool = False, ties: str = "lowest", **options: Any):
         super().__init__(n, percent_on, ties=ties, **options)
         if sparse and ties != "lowest":
             raise ValueError(f"ties: expected 'lowest' with sparse=True (exactly k a row), got {ties!r}")
@@ -93,7 +99,9 @@ class KWinners(_Boosted):
 
     def forward(self, x: Tensor) -> Tensor | KSparse:
         if self.sparse:
-            out = gated_kwinners_sparse(x, None, None, None, self.k, boost=self.boost(), relu=self.relu)
+            out: Tensor | KSparse = gated_kwinners_sparse(
+                x, None, None, None, self.k, boost=self.boost(), relu=self.relu
+            )
         else:
             out = kwinners(x, self.k, boost=self.boost(), relu=self.relu, ties=self.ties)
         self.update_duty_cycle(out)
@@ -133,7 +141,7 @@ class KWinners2d(_Boosted):
     Source: Ahmad & Scheinkman 2019, algorithm 1, for the layers of Bain 2022.
     """
 
-    def __init__(self, channels: int, percent_on: float, *, local: bool = False, **options):
+    def __init__(self, channels: int, percent_on: float, *, local: bool = False, **options: Any):
         super().__init__(channels, percent_on, **options)
         self.local = local
 
@@ -143,7 +151,7 @@ class KWinners2d(_Boosted):
         if x.dim() != 4 or x.shape[1] != self.n:
             raise ValueError(f"x: expected [B, {self.n}, H, W], got {tuple(x.shape)}")
         k = self.winners_among(self.n if self.local else x.shape[1:].numel())
-        options = {"local": self.local, "boost": self.boost(), "relu": self.relu, "ties": self.ties}
+        options: dict[str, Any] = {"local": self.local, "boost": self.boost(), "relu": self.relu, "ties": self.ties}
         out = kwinners2d(x, k, gate, context_index, combine=combine, **options)
         self.update_duty_cycle(out)
         return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,8 @@ class DendriticMLP(nn.Module):
 
     Source: Grewal et al. 2021, section 3 and appendix.
     """
+
+    layers: Any  # an nn.ModuleList of DendriticLinear: torch's hints forget what one holds
 
     def __init__(
         self,

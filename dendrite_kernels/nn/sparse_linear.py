@@ -49,7 +49,7 @@ class SparseLinear(MaskedParameter):
         self.register_buffer("weight_mask", None)
         self.reset_parameters()
 
-    def _empty(self, dtype=torch.float32) -> Tensor:
+    def _empty(self, dtype: torch.dtype = torch.float32) -> Tensor:
         if self.input_major:
             return torch.empty(self.in_features, self.out_features, dtype=dtype).T
         return torch.empty(self.out_features, self.in_features, dtype=dtype)

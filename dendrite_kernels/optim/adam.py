@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +22,8 @@ from .segment_moments import SegmentMoments
 from .weight_moments import WeightMoments
 
 # What keeps the moments of a weight with this kind of factor; on a device that counts the steps itself, the last.
-_KINDS = {OuterFactor: WeightMoments, SegmentFactor: SegmentMoments}
-_DEVICE_KINDS = {SegmentFactor: DeviceSegmentMoments}
+_KINDS: dict[type, Any] = {OuterFactor: WeightMoments, SegmentFactor: SegmentMoments}
+_DEVICE_KINDS: dict[type, Any] = {SegmentFactor: DeviceSegmentMoments}
 
 
 class Adam(torch.optim.Optimizer):
@@ -79,7 +80,7 @@ class Adam(torch.optim.Optimizer):
             if p.dim() == 3 and not self._counts_on_device(p):
                 known.follow(p)
 
-    def _find_owned(self, modules) -> list[Tensor]:
+    def _find_owned(self, modules: list[nn.Module]) -> list[nn.Parameter]:
         """The parameters whose gradients come as factors: weights and segments that our kernels can step."""
         owned = []
         for module in (m for top in modules for m in top.modules()):
@@ -106,7 +107,7 @@ class Adam(torch.optim.Optimizer):
                 p.grad = None
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step on every parameter that has a gradient."""
         loss = None
         if closure is not None:
@@ -163,7 +164,8 @@ class Adam(torch.optim.Optimizer):
 
     def _step_factored(self, p: Tensor, group: dict, on_device: bool) -> bool:
         """Steps from factors; False where only a dense step is right."""
-        factor = p.grad.one_factor()
+        grad: Any = p.grad  # a FactoredGrad
+        factor = grad.one_factor()
         kind = (_DEVICE_KINDS if on_device else _KINDS).get(type(factor))
         if kind is None or not kind.steppable(p, factor):
             return False
@@ -211,7 +213,8 @@ class Adam(torch.optim.Optimizer):
             if keep is not None and not also_masked:
                 masked.append((p, keep))
         if others:
-            self._step_by_torch(*zip(*others, strict=True), group)
+            moving, gradients = zip(*others, strict=True)
+            self._step_by_torch(moving, gradients, group)
         for p in parameters:
             torch.autograd.graph.increment_version(p)  # no kernel does
         for p, keep in masked:
@@ -219,7 +222,9 @@ class Adam(torch.optim.Optimizer):
             for t in (p, self.state[p]["exp_avg"], self.state[p]["exp_avg_sq"]):
                 rezero_(t, keep)
 
-    def _step_natively(self, p: Tensor, grad: Tensor, keep: Tensor | None, state: dict, group: dict):
+    def _step_natively(
+        self, p: Tensor, grad: Tensor | None, keep: Tensor | None, state: dict, group: dict
+    ) -> tuple[bool, bool]:
         """Whether a kernel of ours took the step, and whether it has applied the mask as well."""
         moments, module = (state["exp_avg"], state["exp_avg_sq"], grad), backend.choose(p.device)
         if module.counts_on_device:

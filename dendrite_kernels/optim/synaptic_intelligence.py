@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +74,12 @@ class SynapticIntelligence:
     Source: Zenke, Poole & Ganguli 2017, eq. 3 to 5; "adn": as in Grewal et al. 2021.
     """
 
+    omega: dict[str, Tensor]
+    importance: dict[str, Tensor]
+    reference: dict[str, Tensor]
+    _before: dict[str, Tensor]
+    _total: dict[str, Tensor]
+
     def __init__(
         self,
         modules: nn.Module | Iterable[nn.Module],
@@ -131,20 +137,21 @@ class SynapticIntelligence:
         return self.c * torch.stack(terms).sum()
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
+    def step(self, closure: None = None) -> None:
         """One step of the optimizer with the penalty, from the gradients of the task's loss."""
         if closure is not None:
             raise TypeError("closure: expected none, as the gradient before each update is needed; call backward first")
         self._allocate()
         names = [n for n, p in self.parameters.items() if p.grad is not None or (self.penalised and p.requires_grad)]
         carried = self._carried(names)
+        carrier: Any = self.optimizer  # our Adam, if anything is carried
         if carried:
-            self.optimizer.synapses = carried
+            carrier.synapses = carried
         try:
             self._step_beside([n for n in names if self.parameters[n] not in carried])
         finally:
             if carried:
-                self.optimizer.synapses = {}
+                carrier.synapses = {}
         self._steps += bool(names)
 
     def _carried(self, names: list[str]) -> dict[Tensor, Synapses]:
@@ -164,7 +171,7 @@ class SynapticIntelligence:
         if not names:
             self._step_optimizer()
             return
-        parameters = [self.parameters[n] for n in names]
+        parameters: list[Tensor] = [self.parameters[n] for n in names]
         found = [p.grad for p in parameters]
         gradients = [_dense(p) for p in parameters]
         before, total = ([kept[n] for n in names] for kept in (self._before, self._total))
@@ -266,6 +273,6 @@ def _dense(p: Tensor) -> Tensor:
     return p.grad.to_dense() if isinstance(p.grad, FactoredGrad) else p.grad
 
 
-def _give(parameters: list[Tensor], gradients: list[Tensor | None]) -> None:
+def _give(parameters: list[Tensor], gradients: Sequence[Tensor | None]) -> None:
     for p, grad in zip(parameters, gradients, strict=True):
         p.grad = grad
