@@ -179,9 +179,8 @@ def _winner_options(module: nn.Module, units: int, ties: str | None) -> dict:
     percent_on, factor = _attribute(module, "percent_on", float), _attribute(module, "k_inference_factor", (float, int))
     k, k_inference = (_attribute(module, name, numbers.Integral) for name in ("k", "k_inference"))
     if units and (k != round(units * percent_on) or k_inference > units):
-        raise Left(
-            f"expected k = {round(units * percent_on)} of {units} and k_inference up to that, got {k}, {k_inference}"
-        )
+        wanted = f"k = {round(units * percent_on)} and k_inference up to {units}"
+        raise Left(f"expected {wanted} for {units} units, got {k} and {k_inference}")
     if units and round(units * percent_on * factor) != k_inference:
         factor = k_inference / (units * percent_on)
     return {

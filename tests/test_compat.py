@@ -1,6 +1,8 @@
 """compat: public checkpoints in and out, against a writer and a forward that know nothing of us."""
 
 import io
+import re
+from pathlib import Path
 
 import public_checkpoints as public
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 import dendrite_kernels as dk
 from dendrite_kernels import compat
+from dendrite_kernels.compat_layers import MAKERS
 from dendrite_kernels.nn import (
     DendriteSegments,
     DendriticConv2d,
@@ -21,6 +24,8 @@ from dendrite_kernels.nn import (
     SparseLinear,
 )
 from dendrite_kernels.testing import assert_close, assert_same_bits, small_integers
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SHAPE = (12, (16, 14), 5)
 PERCENT_ON = 0.25
@@ -366,3 +371,17 @@ def test_layers_by_themselves():
     state = public.named("0.", public.masked_layer((8, 6), 0.5)) | public.named("1.", public.winners(8, 0.5, True))
     compat.load_public(layers, state)
     assert_same_state(compat.public_state_dict(layers), state)
+
+
+def test_the_guide_runs_and_names_what_is_there(tmp_path, monkeypatch, capsys):
+    guide = (Path(__file__).resolve().parent.parent / "docs" / "migration.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for snippet in re.findall(r"```python\n(.*?)```", guide, flags=re.S):
+        exec(snippet, names)
+    assert "swapped 2, left 0" in capsys.readouterr().out
+    rows = [line.split("|")[1:3] for line in guide.splitlines() if line.startswith("| `")]
+    known = {name for public_classes, _ in rows for name in re.findall(r"`(\w+)`", public_classes)}
+    assert known >= set(MAKERS)
+    ours = {re.match(r"\w+", name).group() for _, ours in rows for name in re.findall(r"`([A-Z][^`]*)`", ours)}
+    assert len(ours) == 8 and all(hasattr(dk.nn, name) for name in ours)
