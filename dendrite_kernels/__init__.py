@@ -4,7 +4,7 @@
 `reference` says in plain PyTorch what each of them computes. `python -m dendrite_kernels` reports what runs where.
 """
 
-from . import nn, optim, reference, sparsity
+from . import compat, nn, optim, reference, sparsity
 from .backend import BackendUnavailable, use_backend
 from .known import invalidate
 from .ops import (
@@ -25,6 +25,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BackendUnavailable",
     "KSparse",
+    "compat",
     "dendritic_linear",
     "gated_kwinners",
     "gated_kwinners_sparse",
