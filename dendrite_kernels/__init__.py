@@ -4,7 +4,7 @@
 `reference` says in plain PyTorch what each of them computes. `python -m dendrite_kernels` reports what runs where.
 """
 
-from . import compat, nn, optim, reference, sparsity
+from . import compat, distributed, nn, optim, reference, sparsity
 from .backend import BackendUnavailable, use_backend
 from .known import invalidate
 from .ops import (
@@ -27,6 +27,7 @@ __all__ = [
     "KSparse",
     "compat",
     "dendritic_linear",
+    "distributed",
     "gated_kwinners",
     "gated_kwinners_sparse",
     "invalidate",

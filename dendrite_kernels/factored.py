@@ -178,7 +178,8 @@ class FactoredGrad(torch.Tensor):
 _REFUSAL = (
     "{} needs a dense gradient, and this parameter's is kept as factors for dendrite_kernels.optim.Adam. "
     "Call zero_grad() first, or read grad.to_dense(); for another optimizer, gradient clipping or GradScaler, drop "
-    "that Adam (or do not give it this module): the gradients are then ordinary tensors"
+    "that Adam (or do not give it this module): the gradients are then ordinary tensors. Instead of "
+    "DistributedDataParallel give it the bare model, as dendrite_kernels.optim.Adam(model, process_group=True)"
 )
 
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam as torch_adam
 
-from .. import backend, factored, known
+from .. import backend, distributed, factored, known
 from ..backends import cpu
 from ..factored import FactoredGrad, OuterFactor, SegmentFactor
-from ..nn import DendriteSegments, SparseLinear
+from ..nn import DendriteSegments, KWinners, KWinners2d, SparseLinear
 from ..ops import rezero_
 from ..sparsity import MaskedParameter
 from .device_clock import DeviceClock
@@ -33,6 +33,9 @@ class Adam(torch.optim.Optimizer):
         modules: a module, or several. All their parameters are stepped.
         lr, betas, eps: as torch.optim.Adam. weight_decay and amsgrad are not offered (both move every weight at every
             step): use torch.optim.Adam, which takes dense gradients.
+        process_group: train in several processes, each with its share of every batch: True for all processes, or a
+            torch.distributed.ProcessGroup. Instead of DistributedDataParallel, which needs dense gradients: give this
+            optimizer the bare model.
 
     While this optimizer lives, backward leaves the weights and segments of the modules a FactoredGrad, which `step`
     consumes: rows that have never had gradient are skipped (Adam would not change a bit of them), masked weights stay
@@ -40,6 +43,11 @@ class Adam(torch.optim.Optimizer):
     the weights (not the segments) on a GPU, where a pass over them costs less than finding out what moved, and where
     step counts lie on the device: a step never waits for it, and a CUDA graph may hold it. The newest optimizer of a
     module owns it: an older one raises at its next step.
+
+    In a process group all models begin as the first process has it, and each step averages gradients and the duty
+    cycles of k winners over the processes (`distributed.average_gradients`), so that all stay equal bit for bit (on
+    processors of one kind). Factors are sent as they are; a context that all processes share stays one. Accumulated
+    backward passes are sent once, with the step.
 
     Equivalent to: torch.optim.Adam(model.parameters(), lr, betas, eps), with rezero_weights(model) after each step
 
@@ -56,10 +64,13 @@ class Adam(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         amsgrad: bool = False,
+        *,
+        process_group: torch.distributed.ProcessGroup | bool = False,
     ):
         modules = [modules] if isinstance(modules, nn.Module) else list(modules)
         if not modules or not all(isinstance(m, nn.Module) for m in modules):
             raise TypeError("modules: expected a module or several, e.g. Adam(model), not parameters")
+        distributed.refuse_wrapped(modules)
         if weight_decay or amsgrad:
             raise ValueError(
                 "weight_decay, amsgrad: expected 0 and False: both move weights that have no gradient; "
@@ -74,6 +85,10 @@ class Adam(torch.optim.Optimizer):
         self._masks: dict[Tensor, MaskedParameter] = {}
         self._clocks: dict[tuple, DeviceClock] = {}
         self.synapses: dict[Tensor, Synapses] = {}  # what the next step carries for SynapticIntelligence
+        self._group, self._averaged = distributed.checked_group(process_group), False
+        self._winners = [m for top in modules for m in top.modules() if isinstance(m, (KWinners, KWinners2d))]
+        if self._group is not None:
+            distributed.broadcast_module(modules, self._group)
         self._owned = self._find_owned(modules)
         factored.claim(self._owned, self)
         for p in self._owned:
@@ -100,6 +115,7 @@ class Adam(torch.optim.Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch's, without its bookkeeping where gradients are dropped."""
+        self._averaged = False
         if not set_to_none:
             super().zero_grad(set_to_none=False)
         for group in self.param_groups:
@@ -114,6 +130,8 @@ class Adam(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._check_ownership()
+        self.average_gradients()
+        self._averaged = False
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
@@ -127,6 +145,16 @@ class Adam(torch.optim.Optimizer):
             stepped = {p for p in factors if self._step_factored(p, group, p.device in counting)}
             self._step_dense([p for p in moving if p not in stepped], group)
         return loss
+
+    def average_gradients(self) -> None:
+        """Averages gradients and duty cycles over the process group now, for whoever reads them before the step.
+
+        `step` does it otherwise. Between the two there is to be no backward pass. Without a group, nothing happens.
+        """
+        if self._group is not None and not self._averaged:
+            parameters = [p for group in self.param_groups for p in group["params"]]
+            distributed.average_gradients(parameters, self._group, [m.duty_cycle for m in self._winners])
+            self._averaged = True
 
     def _count_step(self, parameters: list[Tensor], group: dict, counting: set[torch.device]) -> None:
         for p in parameters:

@@ -142,6 +142,8 @@ class SynapticIntelligence:
         if closure is not None:
             raise TypeError("closure: expected none, as the gradient before each update is needed; call backward first")
         self._allocate()
+        if isinstance(self.optimizer, Adam):
+            self.optimizer.average_gradients()  # omega is of the gradient that the step takes
         names = [n for n, p in self.parameters.items() if p.grad is not None or (self.penalised and p.requires_grad)]
         carried = self._carried(names)
         carrier: Any = self.optimizer  # our Adam, if anything is carried
