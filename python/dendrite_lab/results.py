@@ -31,6 +31,7 @@ def row_of(config: Configuration, state, accuracy: float, **more) -> dict:
         "config": config.to_dict(),
         "accuracy": accuracy,
         **more,
+        **({"note": config.note} if config.note else {}),
         "train_seconds": state.train_seconds,
         "eval_seconds": state.eval_seconds,
         "step_ms": median(state.step_ms),

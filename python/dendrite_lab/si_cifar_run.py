@@ -90,7 +90,7 @@ class SICIFARRun:
         return {"si": self.si}
 
     def findings(self) -> dict:
-        return {"note": self.config.note} if self.config.note else {}
+        return {}
 
     def of_task(self, task: int, part: str) -> tuple[Tensor, Tensor]:
         """A task's images and labels of "train" or "test": the first of a new data set is its class 0."""

@@ -90,8 +90,7 @@ class SplitRun:
         return {"optimizer": self.optimizer} if self.config.optimizer_lifetime == "run" else {}
 
     def findings(self) -> dict:
-        found = {"epochs_by_task": self.state.epochs, "classes_by_task": self.classes.tolist()}
-        return {**found, "note": self.config.note} if self.config.note else found
+        return {"epochs_by_task": self.state.epochs, "classes_by_task": self.classes.tolist()}
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
         """Our Adam; torch's, which has weight decay, for a network of torch's layers."""

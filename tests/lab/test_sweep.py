@@ -53,7 +53,9 @@ def test_the_committed_plan():
     want |= {f"si_prototype_{n}": 3 for n in (2, 5, 10)}
     want |= {"si_split_mnist": 10, "si_split_mnist_c0": 10, "si_permuted_mnist_10": 3}
     want |= {f"split_cifar10_{network}": 1 for network in ("cnn", "sparse", "adn")}
-    want |= {"tickets_fc": 3, "tickets_lenet5": 1}
+    want |= {
+        f"tickets_{name}": seeds for name, seeds in (("fc", 3), ("fc_short", 3), ("lenet5", 1), ("lenet5_short", 1))
+    }
     assert seeds == want
 
 

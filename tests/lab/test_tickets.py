@@ -9,6 +9,7 @@ from dendrite_lab.errors import LabError
 from dendrite_lab.noise import bright_pixels, pixel_order
 from dendrite_lab.permuted import MEAN, STD
 from dendrite_lab.tickets_experiment import Tickets
+from torch.nn.functional import conv2d, cross_entropy, linear, max_pool2d
 
 TINY = {"levels": "3", "epochs": "2", "train_samples": "180", "validation": "100", "noise": "0,0.5"}
 FC = (784 * 300, 300 * 100, 100 * 10)
@@ -31,6 +32,17 @@ def test_the_sources_settings(name):
     assert 100 * config.density(config.levels - 1) == pytest.approx(1.07, abs=0.005)
     assert [round(100 * config.density(config.level_of(d)), 1) for d in (1, 0.3, 0.03)] == [100, 30.1, 3.1]
     assert tickets.noisy_levels(config) == {"winning": {0, 9, 26}, "random": {9}}
+
+
+@pytest.mark.parametrize("name", ["tickets_fc", "tickets_lenet5"])
+def test_the_shortened_ones_say_so_and_reach_as_few_weights(name):
+    short, whole = experiment(f"{name}_short"), experiment(name)
+    assert short.note.startswith("shortened for two cores") and whole.note is None
+    assert short.density(short.levels - 1) < 0.03
+    assert [short.density(short.level_of(d)) for d in short.noisy_densities] == pytest.approx([0.03, 0.3], rel=0.15)
+    assert short.steps < whole.steps / 50
+    same = ("network", "lr", "weight_decay", "batch_size", "noisy_densities")
+    assert all(getattr(short, field) == getattr(whole, field) for field in same)
 
 
 def test_cifar_10_has_a_third_of_the_noise():
@@ -59,6 +71,25 @@ def test_the_networks():
     assert shapes[0] == [(300, 784), (100, 300), (10, 100)]
     assert shapes[1] == [(64, 1, 3, 3), (64, 64, 3, 3), (256, 12544), (256, 256), (10, 256)]
     assert fc(images).shape == lenet(images).shape == (2, 10)
+
+
+def test_lenet_5_is_the_sources_whatever_its_order_in_memory():
+    """Against the layers as the source has them: ReLU before the pool, images in the usual order."""
+    lenet = tickets.new_network(experiment("tickets_lenet5"), 0)
+    first, second, *full = [layer for layer in lenet if hasattr(layer, "weight")]
+    images, labels = torch.randn(5, 784), torch.arange(5)
+    x = images.view(5, 1, 28, 28)
+    for layer in (first, second):
+        x = conv2d(x, layer.weight.contiguous(), layer.bias, padding=1).relu()
+    x = max_pool2d(x, 2).flatten(1)
+    for layer in full:
+        x = linear(x, layer.weight, layer.bias)
+        x = x if layer is full[-1] else x.relu()
+    parameters = list(lenet.parameters())
+    want = torch.autograd.grad(cross_entropy(x, labels), parameters)
+    got = torch.autograd.grad(cross_entropy(lenet(images), labels), parameters)
+    for ours, theirs in zip(got, want, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize(
