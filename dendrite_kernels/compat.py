@@ -16,7 +16,7 @@ Names as in the public DendriticMLP: `_layers.i.module.{weight,bias}`, `_layers.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -132,7 +132,7 @@ def public_state_dict(
     return {prefix + e.key: e.read() for e in written}
 
 
-def mlp_from_public(state_dict: Mapping[str, Tensor], percent_on: float | None = 0.05, **options) -> DendriticMLP:
+def mlp_from_public(state_dict: Mapping[str, Tensor], percent_on: float | None = 0.05, **options: Any) -> DendriticMLP:
     """The DendriticMLP that a public DendriticMLP's state dict describes, with its values.
 
     Args:

@@ -69,9 +69,7 @@ class _Mask(Entry):
         off = value.to(weight.device).bool().view(weight.shape)
         stray = bool((weight[off] != 0).any())
         self.module.set_mask(torch.empty_like(weight, dtype=torch.bool).copy_(~off) if off.any() else None)
-        masked, row = int(off.sum()) / max(1, off.numel()), weight.shape[1:] if weight.dim() == 4 else weight.shape[-1:]
-        if abs(masked - self.module.sparsity) * row.numel() > 0.6:  # more than the rounding of a row
-            self.module.sparsity = masked
+        self.module.sparsity = self.module.masked_share
         return stray
 
     def read(self) -> Tensor:
