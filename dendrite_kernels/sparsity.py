@@ -45,6 +45,7 @@ def random_mask(shape: tuple[int, ...], sparsity: float, generator: torch.Genera
 class MaskedParameter(Versioned):
     """A module with one weight under a mask. `weight_mask` is None where nothing is masked."""
 
+    sparsity: float  # as asked for
     masked_name = "weight"
     prunable = True  # whether pruning a model prunes this weight
 
