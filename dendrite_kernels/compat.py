@@ -16,7 +16,7 @@ Names as in the public DendriticMLP: `_layers.i.module.{weight,bias}`, `_layers.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -127,12 +127,11 @@ def public_state_dict(
 
     Equivalent to: model.state_dict(), renamed
     """
-    options = {"one_segment": one_segment, "plain": tuple(plain), "mask_dtype": mask_dtype}
-    written = [e for e in entries(model, names, None, **options) if not e.optional]
-    return {prefix + e.key: e.read() for e in written}
+    found = entries(model, names, None, one_segment=one_segment, plain=tuple(plain), mask_dtype=mask_dtype)
+    return {prefix + e.key: e.read() for e in found if not e.optional}
 
 
-def mlp_from_public(state_dict: Mapping[str, Tensor], percent_on: float | None = 0.05, **options) -> DendriticMLP:
+def mlp_from_public(state_dict: Mapping[str, Tensor], percent_on: float | None = 0.05, **options: Any) -> DendriticMLP:
     """The DendriticMLP that a public DendriticMLP's state dict describes, with its values.
 
     Args:
@@ -148,7 +147,7 @@ def mlp_from_public(state_dict: Mapping[str, Tensor], percent_on: float | None =
     """
     state = without_wrapper(_checked_mapping(state_dict), {"_layers.0.module.weight"})
     learning_iterations = options.pop("learning_iterations", None)
-    weights = []
+    weights: list[Tensor] = []
     while isinstance(w := state.get(f"_layers.{len(weights)}.module.weight"), Tensor) and w.dim() == 2:
         weights.append(w)
     heads = (f"{name}.output_linear.module.weight" for name in ("_output_layers.0", OLD_OUTPUT))

@@ -10,6 +10,7 @@ import abc
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 from torch.nn.utils.prune import BasePruningMethod
@@ -152,7 +153,7 @@ def _answer_to_bases(module: nn.Module) -> None:
                 base.register(_BASES[base.__name__])
 
 
-def _fuse_winners(path: str, network: nn.Module, report: Conversion) -> None:
+def _fuse_winners(path: str, network: Any, report: Conversion) -> None:
     """Moves the k winners of a public DendriticMLP into their layers, k-sparse where the rule for ties allows."""
     layers, winners = network._layers, getattr(network, "_activations", None)
     if not isinstance(winners, nn.ModuleList) or len(winners) != len(layers):
@@ -180,7 +181,7 @@ def _output_layers(network: nn.Module) -> list[nn.Module]:
     return [head[0] if isinstance(head, nn.Sequential) and len(head) else head for head in heads]
 
 
-def _store_by_input(layer: SparseLinear) -> None:
+def _store_by_input(layer: Any) -> None:
     """The same Parameter in the memory order that a k-sparse x reads fastest."""
     if layer.input_major:
         return

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +25,7 @@ class Left(Exception):
     """Why a module stays as it is."""
 
 
-def _attribute(module: nn.Module, name: str, kinds: type | tuple[type, ...]):
+def _attribute(module: Any, name: str, kinds: type | tuple[type, ...]) -> Any:
     value = getattr(module, name, None)
     if not isinstance(value, kinds):
         wanted = kinds.__name__ if isinstance(kinds, type) else " or ".join(k.__name__ for k in kinds)
@@ -31,7 +33,7 @@ def _attribute(module: nn.Module, name: str, kinds: type | tuple[type, ...]):
     return value
 
 
-def _mask(module: nn.Module, weight: Tensor) -> Tensor | None:
+def _mask(module: Any, weight: Tensor) -> Tensor | None:
     """What stays of the weight, from the public zero_mask; None where nothing is off."""
     zero = _attribute(module, "zero_mask", Tensor)
     if zero.shape != weight.shape or not ((zero == 0) | (zero == 1)).all():
@@ -39,7 +41,7 @@ def _mask(module: nn.Module, weight: Tensor) -> Tensor | None:
     return torch.empty_like(weight, dtype=torch.bool).copy_(zero == 0) if zero.any() else None
 
 
-def _take(ours: MaskedParameter, weight: nn.Parameter, bias, mask: Tensor | None, sparsity: float) -> None:
+def _take(ours: MaskedParameter, weight: Any, bias: Any, mask: Tensor | None, sparsity: float) -> None:
     """Puts parameters and mask into a layer that was made without memory (on the meta device)."""
     setattr(ours, ours.masked_name, weight)
     setattr(ours, "biases" if isinstance(ours, DendriteSegments) else "bias", bias)
@@ -47,14 +49,18 @@ def _take(ours: MaskedParameter, weight: nn.Parameter, bias, mask: Tensor | None
     ours.set_mask(mask)
 
 
-def _inner(module: nn.Module, kind: type) -> nn.Linear | nn.Conv2d:
+def _inner(module: Any, kind: type) -> Any:
     """The torch layer that a public SparseWeights wraps."""
-    inner = _attribute(module, "module", nn.Module)
+    inner: Any = _attribute(module, "module", nn.Module)
     if type(inner) is not kind:
         raise Left(f"expected a wrapped torch.nn.{kind.__name__} exactly, got {type(inner).__qualname__}")
-    if getattr(inner, "padding_mode", "zeros") != "zeros":
-        raise Left(f"expected padding_mode 'zeros', got {inner.padding_mode!r}")
+    _check_padding(inner)
     return inner
+
+
+def _check_padding(layer: Any) -> None:
+    if getattr(layer, "padding_mode", "zeros") != "zeros":
+        raise Left(f"expected padding_mode 'zeros', got {layer.padding_mode!r}")
 
 
 def _conv_shape(conv: nn.Conv2d, *dendrites: int) -> tuple:
@@ -70,7 +76,7 @@ def _empty(layer: nn.Linear | nn.Conv2d) -> SparseLinear | SparseConv2d:
         return SparseLinear(layer.in_features, layer.out_features, layer.bias is not None)
 
 
-def _sparse(kind: type, module: nn.Module, ties: str | None) -> SparseLinear | SparseConv2d:
+def _sparse(kind: type, module: Any, ties: str | None) -> Any:
     _check_children(module, {"module"})
     layer = _inner(module, kind)
     ours = _empty(layer)
@@ -78,34 +84,34 @@ def _sparse(kind: type, module: nn.Module, ties: str | None) -> SparseLinear | S
     return ours
 
 
-def is_pruned(module: nn.Module) -> bool:
+def is_pruned(module: Any) -> bool:
     """Whether torch.nn.utils.prune has masked the weight of a torch layer."""
     has = isinstance(getattr(module, "weight_orig", None), nn.Parameter)
     return type(module) in (nn.Linear, nn.Conv2d) and has and "weight_mask" in module._buffers
 
 
-def from_plain(layer: nn.Linear | nn.Conv2d) -> SparseLinear | SparseConv2d:
+def from_plain(layer: Any) -> SparseLinear | SparseConv2d:
     """Ours for a torch layer, with the mask that torch.nn.utils.prune gave it, if it did."""
-    weight, mask = layer.weight, None
+    weight: Any = layer.weight
+    mask = None
     if is_pruned(layer):
-        weight = layer.weight_orig
-        mask = torch.empty_like(weight, dtype=torch.bool).copy_(layer.weight_mask)
+        weight, kept = _attribute(layer, "weight_orig", nn.Parameter), _attribute(layer, "weight_mask", Tensor)
+        mask = torch.empty_like(weight, dtype=torch.bool).copy_(kept)
     if not isinstance(weight, nn.Parameter) or not (layer.bias is None or isinstance(layer.bias, nn.Parameter)):
         raise Left("its weight or bias is not a plain parameter (a parametrization, or a pruned bias)")
-    if getattr(layer, "padding_mode", "zeros") != "zeros":
-        raise Left(f"expected padding_mode 'zeros', got {layer.padding_mode!r}")
+    _check_padding(layer)
     ours = _empty(layer)
     _take(ours, weight, layer.bias, mask, 0.0 if mask is None else 1 - float(mask.float().mean()))
     return ours
 
 
-def _check_children(module: nn.Module, known: set[str]) -> None:
+def _check_children(module: Any, known: set[str]) -> None:
     """A child that the public class does not have may change what forward computes."""
     if strange := [name for name, child in module.named_children() if child is not None and name not in known]:
         raise Left(f"has a part {strange[0]!r} that the public class does not have")
 
 
-def _dendritic(kind: type, dendrite: str, apply_name: str, apply_class: str, module: nn.Module, ties: str | None):
+def _dendritic(kind: type, dendrite: str, apply_name: str, apply_class: str, module: Any, ties: str | None) -> Any:
     """Ours for a public layer with DendriteSegments; apply_*: its child that applies their activations."""
     layer = _inner(module, kind)
     _check_children(module, {"module", "segments", apply_name})
@@ -120,7 +126,7 @@ def _dendritic(kind: type, dendrite: str, apply_name: str, apply_class: str, mod
     return _with_segments(module, layer, dendrite, *parameters)
 
 
-def _one_segment(module: nn.Module, ties: str | None) -> DendriticLinear:
+def _one_segment(module: Any, ties: str | None) -> Any:
     """Ours for the public layer whose one segment a unit is a masked linear layer of the context."""
     _check_children(module, {"module", "segments"})
     layer, segments = _inner(module, nn.Linear), _attribute(module, "segments", nn.Module)
@@ -136,8 +142,9 @@ def _unsqueezed(p: nn.Parameter | None) -> nn.Parameter | None:
     return None if p is None else nn.Parameter(p.detach().unsqueeze(1), requires_grad=p.requires_grad)
 
 
-def _with_segments(module, layer, dendrite: str, weights, biases, keep) -> DendriticLinear | DendriticConv2d:
-    options = {"dendrite": dendrite, "segment_bias": biases is not None}
+def _with_segments(module: Any, layer: Any, dendrite: str, weights: Any, biases: Any, keep: Tensor | None) -> Any:
+    options: dict[str, Any] = {"dendrite": dendrite, "segment_bias": biases is not None}
+    ours: Any
     with torch.device("meta"):
         if isinstance(layer, nn.Conv2d):
             ours = DendriticConv2d(*_conv_shape(layer, *weights.shape[1:]), **options)
@@ -149,7 +156,7 @@ def _with_segments(module, layer, dendrite: str, weights, biases, keep) -> Dendr
     return ours
 
 
-def _no_segment(module: nn.Module, ties: str | None) -> DendriticLinear:
+def _no_segment(module: Any, ties: str | None) -> DendriticLinear:
     """Ours for the public layer that takes a context and does not read it."""
     _check_children(module, {"module"})
     layer = _inner(module, nn.Linear)
@@ -162,18 +169,18 @@ def _no_segment(module: nn.Module, ties: str | None) -> DendriticLinear:
 # ---- k winners ------------------------------------------------------------------------------------------------------
 
 
-def _winners(module: nn.Module, ties: str | None) -> KWinners:
+def _winners(module: Any, ties: str | None) -> Any:
     return _boosted(KWinners(_attribute(module, "n", int), **_winner_options(module, module.n, ties)), module)
 
 
-def _winners2d(module: nn.Module, ties: str | None) -> KWinners2d:
+def _winners2d(module: Any, ties: str | None) -> Any:
     channels, local = _attribute(module, "channels", int), _attribute(module, "local", bool)
     # the public class counts a sample's values at its first batch: 0 before
     units = channels if local else int(_attribute(module, "n", numbers.Integral))
     return _boosted(KWinners2d(channels, local=local, **_winner_options(module, units, ties)), module)
 
 
-def _winner_options(module: nn.Module, units: int, ties: str | None) -> dict:
+def _winner_options(module: Any, units: int, ties: str | None) -> dict[str, Any]:
     """Ours for the public options; k at inference, which the public class rounds in its own way, by its factor."""
     _check_children(module, set())
     percent_on, factor = _attribute(module, "percent_on", float), _attribute(module, "k_inference_factor", (float, int))
@@ -195,7 +202,7 @@ def _winner_options(module: nn.Module, units: int, ties: str | None) -> dict:
     }
 
 
-def _boosted(ours: KWinners | KWinners2d, module: nn.Module) -> KWinners | KWinners2d:
+def _boosted(ours: KWinners | KWinners2d, module: Any) -> Any:
     """Takes the public module's buffers, and the samples it has seen."""
     duty_cycle = _attribute(module, "duty_cycle", Tensor)
     if duty_cycle.numel() != ours.n:
@@ -212,7 +219,7 @@ _MAX = "max_gate", "dendritic_gate", "DendriticGate"
 _BIAS = "bias", "dendritic_bias", "DendriticBias"
 
 # public class: what makes ours, called with the module and the rule for ties
-MAKERS = {
+MAKERS: dict[str, Callable[..., Any]] = {
     "SparseWeights": partial(_sparse, nn.Linear),
     "PrunableSparseWeights": partial(_sparse, nn.Linear),
     "SparseWeights2d": partial(_sparse, nn.Conv2d),

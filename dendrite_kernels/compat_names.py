@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ class Entry:
     def dtype(self) -> torch.dtype:
         return self.tensor.dtype
 
-    def problem(self, value) -> str | None:
+    def problem(self, value: Any) -> str | None:
         """What is wrong with a value for this key, or None."""
         if not isinstance(value, Tensor):
             return f"{self.key!r}: expected a tensor {self.shape}, got {type(value).__name__}"
@@ -48,17 +49,20 @@ class Entry:
     def read(self) -> Tensor:
         return self.tensor.contiguous()
 
+    def absent(self, learning_iterations: int | None) -> None:
+        """Called for an optional key that the checkpoint does not have."""
+
 
 class _Mask(Entry):
     """A zero mask (1 where a weight is off) for our mask of what stays."""
 
     casts = False
 
-    def __init__(self, key: str, module: MaskedParameter, view, dtype: torch.dtype):
+    def __init__(self, key: str, module: MaskedParameter, view: Callable[[Any], Tensor], dtype: torch.dtype):
         super().__init__(key, view(module.masked_weight))
         self.module, self.mask_dtype = module, dtype
 
-    def problem(self, value) -> str | None:
+    def problem(self, value: Any) -> str | None:
         wrong = super().problem(value)
         if wrong is None and not ((value == 0) | (value == 1)).all():
             wrong = f"{self.key!r}: expected zeros and ones (1 where a weight is off), got other values"
@@ -69,9 +73,7 @@ class _Mask(Entry):
         off = value.to(weight.device).bool().view(weight.shape)
         stray = bool((weight[off] != 0).any())
         self.module.set_mask(torch.empty_like(weight, dtype=torch.bool).copy_(~off) if off.any() else None)
-        masked, row = int(off.sum()) / max(1, off.numel()), weight.shape[1:] if weight.dim() == 4 else weight.shape[-1:]
-        if abs(masked - self.module.sparsity) * row.numel() > 0.6:  # more than the rounding of a row
-            self.module.sparsity = masked
+        self.module.sparsity = self.module.masked_share
         return stray
 
     def read(self) -> Tensor:
@@ -84,7 +86,7 @@ class _Mask(Entry):
 class _Boost(Entry):
     """A boost strength; the module knows without reading it whether it boosts."""
 
-    def __init__(self, key: str, module: KWinners | KWinners2d):
+    def __init__(self, key: str, module: Any):
         super().__init__(key, module.boost_strength)
         self.module = module
 
@@ -98,15 +100,14 @@ class _Count(Entry):
 
     optional = True
 
-    def __init__(self, key: str, module: KWinners | KWinners2d):
+    def __init__(self, key: str, module: Any):
         super().__init__(key, module.learning_iterations)
         self.module = module
 
-    def absent(self, given: int | None) -> None:
-        """Sets the count where the checkpoint has none."""
-        if given is None:
-            given = self.module.duty_cycle_period if self.module.duty_cycle.any() else 0
-        self.tensor.fill_(given)
+    def absent(self, learning_iterations: int | None) -> None:
+        if learning_iterations is None:
+            learning_iterations = self.module.duty_cycle_period if self.module.duty_cycle.any() else 0
+        self.tensor.fill_(learning_iterations)
 
 
 def without_wrapper(state: Mapping[str, Tensor], expected: set[str]) -> Mapping[str, Tensor]:
@@ -135,7 +136,7 @@ def entries(
             if path not in modules:
                 raise ValueError(f"{what}: expected paths of the model's modules, got {path!r}")
     rules = {**_network_names(modules, state), **(names or {})}
-    found = []
+    found: list[Entry] = []
     for path, module in modules.items():
         p = _public_path(path, rules)
         dot = f"{p}." if p else ""
@@ -204,7 +205,7 @@ def _segment_entries(dot: str, module: DendriteSegments, squeezed: bool, mask_dt
     yield _Mask(f"{dot}zero_mask", module, view, mask_dtype)
 
 
-def _winner_entries(dot: str, module: KWinners | KWinners2d) -> Iterator[Entry]:
+def _winner_entries(dot: str, module: Any) -> Iterator[Entry]:
     flat = isinstance(module, KWinners)
     yield _Boost(f"{dot}boost_strength", module)
     yield Entry(f"{dot}duty_cycle", module.duty_cycle if flat else module.duty_cycle.view(1, -1, 1, 1))

@@ -126,8 +126,8 @@ class FactoredGrad(torch.Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     def __repr__(self):
-        dense = " and a dense part" if self.dense is not None else ""
-        return f"FactoredGrad(shape={tuple(self.shape)}, {len(self.factors)} factors{dense})"
+        parts = [type(factor).__name__ for factor in self.factors] + ["a dense part"] * (self.dense is not None)
+        return f"FactoredGrad(shape={tuple(self.shape)}, dtype={self.dtype}, made of {' + '.join(parts) or 'zeros'})"
 
     def to_dense(self) -> Tensor:
         """The gradient as an ordinary tensor, laid out as the parameter."""

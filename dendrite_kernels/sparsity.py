@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .formats import Versioned
 from .ops import rezero_
 
 
@@ -41,10 +42,11 @@ def random_mask(shape: tuple[int, ...], sparsity: float, generator: torch.Genera
     return torch.zeros(shape, dtype=torch.bool).scatter_(-1, chosen, True)
 
 
-class MaskedParameter(nn.Module):
+class MaskedParameter(Versioned):
     """A module with one weight under a mask. `weight_mask` is None where nothing is masked."""
 
     weight_mask: Tensor | None
+    sparsity: float  # as asked for
     masked_name = "weight"
     prunable = True  # whether pruning a model prunes this weight
 
@@ -60,6 +62,16 @@ class MaskedParameter(nn.Module):
         """Sets masked weights back to zero."""
         if self.weight_mask is not None:
             rezero_(self.masked_weight, self.weight_mask)
+
+    @property
+    def masked_share(self) -> float:
+        """The share of masked weights: `sparsity` as asked for, but where pruning or a checkpoint has left another."""
+        weight, mask = self.masked_weight, self.weight_mask
+        if mask is None or mask.is_meta or mask.numel() == 0:
+            return self.sparsity if mask is not None else 0.0
+        share = 1 - float(mask.sum()) / mask.numel()
+        row = weight[0].numel() if weight.dim() == 4 else weight.shape[-1]
+        return self.sparsity if abs(share - self.sparsity) * row <= 0.6 else share  # up to the rounding of a row
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         if self.weight_mask is None and f"{prefix}weight_mask" in state_dict:  # of a layer that was pruned

@@ -66,7 +66,7 @@ class SparseConv2d(MaskedParameter, nn.Conv2d):
         self.set_mask(mask)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, sparsity={self.sparsity}"
+        return f"{super().extra_repr()}, sparsity={self.masked_share:.4g}"
 
 
 class DendriticConv2d(Dendritic, SparseConv2d):

@@ -77,7 +77,8 @@ class DendriteSegments(MaskedParameter):
 
     def extra_repr(self) -> str:
         units, segments, dim_context = self.weights.shape
-        return f"{units} units x {segments} segments x {dim_context}, sparsity={self.sparsity}"
+        options = f"sparsity={self.masked_share:.4g}, bias={self.biases is not None}"
+        return f"{units} units x {segments} segments x {dim_context}, {options}"
 
 
 class Dendritic(nn.Module):
@@ -139,7 +140,8 @@ class Dendritic(nn.Module):
         return context
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, dendrite={self.dendrite}"
+        relu = ", relu=True" if self.relu else ""
+        return f"{super().extra_repr()}, dendrite={self.dendrite!r}{relu}"
 
 
 class DendriticLinear(Dendritic, SparseLinear):

@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import backend, reference
+from ..formats import Versioned
 from ..ops import KSparse, gated_kwinners_sparse, kwinners, kwinners2d
 from ..reference import compute_dtype
 from ..sparsity import check_fraction
 
 
-class _Boosted(nn.Module):
+class _Boosted(Versioned):
     """What k winners of n units (or channels) need besides the choice itself: how many, their boost, duty cycles."""
 
     boost_strength: Tensor
@@ -64,7 +65,13 @@ class _Boosted(nn.Module):
         self._boosting = bool(self.boost_strength > 0)
 
     def extra_repr(self) -> str:
-        return f"{self.n}, percent_on={self.percent_on}, boost_strength={float(self.boost_strength)}, relu={self.relu}"
+        text = f"{self.n}, percent_on={self.percent_on}, ties={self.ties!r}"
+        if self.k_inference_factor != 1:
+            text += f", k_inference_factor={self.k_inference_factor:.4g}"
+        if self._boosting:
+            strength = "on meta" if self.boost_strength.is_meta else f"{float(self.boost_strength):.4g}"
+            text += f", boost_strength={strength}, boost_strength_factor={self.boost_strength_factor:.4g}"
+        return f"{text}, duty_cycle_period={self.duty_cycle_period}" + (", relu=True" if self.relu else "")
 
 
 class KWinners(_Boosted):
@@ -106,6 +113,9 @@ class KWinners(_Boosted):
             out = kwinners(x, self.k, boost=self.boost(), relu=self.relu, ties=self.ties)
         self.update_duty_cycle(out)
         return out
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, k={self.k}, sparse={self.sparse}"
 
     @torch.no_grad()
     def update_duty_cycle(self, out: Tensor | KSparse) -> None:

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..formats import Versioned
 from .dendritic import DendriticLinear
 from .kwinners import KWinners
 from .sparse_linear import SparseLinear
 
 
-class DendriticMLP(nn.Module):
+class DendriticMLP(Versioned):
     """Dendritic layers with k winners, and a sparse linear output layer.
 
     Args:
@@ -90,6 +91,10 @@ class DendriticMLP(nn.Module):
         self.output = SparseLinear(
             width, output_size, sparsity=weight_sparsity, input_density=input_density, input_major=sparse_input
         )
+
+    def extra_repr(self) -> str:
+        widths = [m.in_features for m in (*self.layers, self.output)] + [self.output.out_features]
+        return " -> ".join(map(str, widths))
 
     def gates(self, context: Tensor | None) -> list[Tensor | None]:
         """Each layer's gate [G, O] for contexts [G, C]: give them to forward_gated for many batches."""

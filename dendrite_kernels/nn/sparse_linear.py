@@ -72,6 +72,5 @@ class SparseLinear(MaskedParameter):
 
     def extra_repr(self) -> str:
         layout = ", input_major" if self.input_major else ""
-        return (
-            f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, sparsity={self.sparsity}{layout}"
-        )
+        bias, masked = self.bias is not None, f"{self.masked_share:.4g}"
+        return f"{self.in_features}, {self.out_features}, bias={bias}, sparsity={masked}{layout}"

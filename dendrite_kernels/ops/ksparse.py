@@ -24,6 +24,10 @@ class KSparse(NamedTuple):
     def shape(self) -> tuple[int, int]:
         return self.values.shape[0], self.size
 
+    def __repr__(self) -> str:
+        v, gradient = self.values, ", requires_grad=True" if self.values.requires_grad else ""
+        return f"KSparse(shape={tuple(self.shape)}, k={v.shape[1]}, dtype={v.dtype}, device={v.device}{gradient})"
+
     def to_dense(self) -> Tensor:
         """[B, size], zero where there is no entry.
 

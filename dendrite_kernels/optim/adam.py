@@ -12,6 +12,7 @@ from torch.optim.adam import adam as torch_adam
 from .. import backend, distributed, factored, known
 from ..backends import cpu
 from ..factored import FactoredGrad, OuterFactor, SegmentFactor
+from ..formats import FORMAT, check_format
 from ..nn import DendriteSegments, KWinners, KWinners2d, SparseLinear
 from ..ops import rezero_
 from ..sparsity import MaskedParameter
@@ -112,6 +113,12 @@ class Adam(torch.optim.Optimizer):
     @staticmethod
     def _counts_on_device(p: Tensor) -> bool:
         return backend.choose(p.device).counts_on_device
+
+    def __repr__(self) -> str:
+        total = sum(len(group["params"]) for group in self.param_groups)
+        lost = sum(factored.owner(p) is not self for p in self._owned)
+        newer = f" ({lost} of them belong to a newer Adam)" if lost else ""
+        return f"{super().__repr__()}\ngradients as factors: {len(self._owned)} of {total} parameters{newer}"
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch's, without its bookkeeping where gradients are dropped."""
@@ -318,10 +325,11 @@ class Adam(torch.optim.Optimizer):
         for number, state in out["state"].items():
             if "moments" in state:
                 out["state"][number] = {**state, "moments": state["moments"].state_dict()}
-        return out
+        return {"format": FORMAT, **out}
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Takes this class's state_dict or torch.optim.Adam's (without amsgrad)."""
+        check_format("Adam", state_dict.get("format", 1))
         parameters = [p for g in self.param_groups for p in g["params"]]
         saved_groups = state_dict["param_groups"]
         if [len(g["params"]) for g in saved_groups] != [len(g["params"]) for g in self.param_groups]:

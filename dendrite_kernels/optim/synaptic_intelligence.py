@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..factored import FactoredGrad
+from ..formats import FORMAT, check_format
 from ..nn import DendriteSegments
 from ..sparsity import as_one, rezero_weights
 from .adam import Adam
@@ -100,6 +101,11 @@ class SynapticIntelligence:
         self.tasks = self._steps = 0
         self.omega, self.importance, self.reference = {}, {}, {}
         self._before, self._total = {}, {}  # kept: fresh pages cost more than the sums
+
+    def __repr__(self) -> str:
+        options = f"variant={self.variant!r}, c={self.c}, xi={self.xi}, tasks={self.tasks}"
+        kind = type(self.optimizer).__name__
+        return f"SynapticIntelligence({options}, optimizer={kind}, {len(self.parameters)} parameters)"
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -231,10 +237,12 @@ class SynapticIntelligence:
     def state_dict(self) -> dict:
         """All that is needed to go on, in the middle of a task too; the optimizer's and the model's are their own."""
         kept = {key: {name: t.clone() for name, t in getattr(self, key).items()} for key in _SAVED}
-        return {**{key: getattr(self, key) for key in ("c", "xi", "variant", "tasks")}, "steps": self._steps, **kept}
+        options = {key: getattr(self, key) for key in ("c", "xi", "variant", "tasks")}
+        return {"format": FORMAT, **options, "steps": self._steps, **kept}
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Takes what state_dict gave, c and xi too; ValueError where variant, names or shapes differ."""
+        check_format("SynapticIntelligence", state_dict.get("format", 1))
         if state_dict["variant"] != self.variant:
             raise ValueError(f"state_dict: expected variant {self.variant!r}, got {state_dict['variant']!r}")
         loaded = {key: self._fitted(key, state_dict[key]) for key in _SAVED}
