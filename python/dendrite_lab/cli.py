@@ -6,22 +6,20 @@ import sys
 import time
 from dataclasses import replace
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from statistics import mean
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column, Table
-from rich.text import Text
 
-from . import published
+from . import engines, published
 from . import sweep as sweeps
+from .board import Board, console, errors, say_error
 from .config import EXPERIMENTS, LARGEST_SEED, Configuration, experiment
-from .errors import LabError
-from .results import append_row, as_configured, finished_seeds, known_rows, read_rows
+from .errors import LabError, sentence_of
+from .jobs import Job, Landed, Step, run_job
+from .results import as_configured, finished_seeds, known_rows, read_rows
 
 app = typer.Typer(
     help="Experiments with active dendrites networks on dendrite_kernels.",
@@ -29,12 +27,25 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-# Without markup: names, paths and values that users give are printed as they are.
-console = Console(markup=False, emoji=False)
-errors = Console(markup=False, emoji=False, highlight=False, stderr=True, soft_wrap=True)
-
 Out = Annotated[Path, typer.Option("--out", help="Folder of results and of the state of unfinished runs.")]
 Data = Annotated[Path | None, typer.Option(help="Folder of the data set's files (default: its own in $DENDRITE_DATA).")]
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        from dendrite_kernels import __version__  # with torch, which takes seconds
+
+        console.print(f"dendrite-lab {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command("list")
@@ -47,9 +58,9 @@ def list_(out: Out = Path("runs")) -> None:
         column.header = heading
     for config in EXPERIMENTS.values():
         ours = [row for row in rows if row["experiment"] == config.name]
-        table.add_row(config.name, f"{config.epochs} @ {config.lr:g}", _percent(config.name), *_measured(ours))
+        table.add_row(config.name, f"{config.epochs} @ {config.lr:g}", published.percent(config.name), *_measured(ours))
     for name in published.not_runnable():
-        table.add_row(name, "-", _percent(name), "can't be run", "-")
+        table.add_row(name, "-", published.percent(name), "can't be run", "-")
     console.print(table)
     for family, why in published.NOT_RUNNABLE.items():
         console.print(f"{family}_N can't be run: {why}")
@@ -66,10 +77,6 @@ def _notes(configs) -> dict[str, list[str]]:
     return out
 
 
-def _percent(name: str) -> str:
-    return f"{100 * published.ACCURACY[name]:.2f} %" if name in published.ACCURACY else "-"
-
-
 def _measured(rows: list[dict]) -> tuple[str, str]:
     if not rows:
         return "-", "-"
@@ -81,7 +88,21 @@ def _measured(rows: list[dict]) -> tuple[str, str]:
 def run(
     name: Annotated[str, typer.Argument(help="An experiment that `dendrite-lab list` names.")],
     seed: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
-    seeds: Annotated[int, typer.Option(min=1, help="How many seeds to run, one after the other.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds to run.")] = 1,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Seeds at once (default: 1; on a Ray cluster as many as it has room for)."),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of each run (default: this machine's, shared by the jobs; on a Ray cluster 1)."),
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="local: processes on this machine; ray: a Ray cluster, which shares the folder --out.")
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="Of the Ray cluster (default: $RAY_ADDRESS, else one started on this machine).")
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with runs that were stopped; skip finished ones.")
     ] = False,
@@ -91,68 +112,47 @@ def run(
     curve: Annotated[bool, typer.Option("--curve", help="Evaluate after every task (not training time).")] = False,
     device: Annotated[str, typer.Option(help="cpu or cuda; on a GPU each step is one CUDA graph.")] = "cpu",
 ) -> None:
-    """Trains and evaluates an experiment, and adds a row a seed to OUT/results.jsonl."""
-    config = experiment(name, _pairs(changes or []))
-    if curve and not hasattr(config, "evaluate_after"):
-        raise LabError(f"--curve: expected an experiment that evaluates after some tasks only, got {name}")
-    if curve:
-        config = replace(config, evaluate_after=tuple(range(1, config.tasks + 1)))
+    """Trains and evaluates an experiment, and adds a row a seed to OUT/results.jsonl.
+
+    A row and a state have their thread count, on which a run's numbers depend: with --resume it goes on with that.
+    Side by side with one thread each pays where a run can't use all threads: small networks, many cores.
+    """
+    config = _configured(name, changes or [], curve)
     if seed + seeds - 1 > LARGEST_SEED:
         raise LabError(f"--seed: expected seeds up to {LARGEST_SEED}, got {seed + seeds - 1}")
-
-    # torch takes seconds to import: after what needs none of it
-    from .datasets import load
-    from .state import check_unstarted, state_path
-    from .train import check_backend
-
-    check_backend(device)
-    options = {} if device == "cpu" else {"device": device}
-    if options and config.runner != "train":
+    if device != "cpu" and config.runner != "train":
         raise LabError(f"--device {device}: expected cpu for {name}: only the permutedMNIST families run on a GPU")
+    engines.check(engine, address)
+    todo = _unfinished(config, range(seed, seed + seeds), out, resume, device)
+    options = engines.Options(engine, address, jobs, threads, data)
+    try:
+        with Board(todo) as board:
+            engines.carry_out(todo, options, board.tell)
+    except KeyboardInterrupt:  # typer would end without a word
+        errors.print("stopped; the same command with --resume goes on after the last finished task")
+        raise typer.Exit(130) from None
+    if board.failed:
+        raise typer.Exit(1)
+
+
+def _configured(name: str, changes: list[str], curve: bool) -> Configuration:
+    config = experiment(name, _pairs(changes))
+    if curve and not hasattr(config, "evaluate_after"):
+        raise LabError(f"--curve: expected an experiment that evaluates after some tasks only, got {name}")
+    return replace(config, evaluate_after=tuple(range(1, config.tasks + 1))) if curve else config
+
+
+def _unfinished(config: Configuration, seeds: range, out: Path, resume: bool, device: str) -> list[Job]:
+    """A job for each seed but those that --resume need not run again."""
+    from .state import check_unstarted, state_path  # torch takes seconds to import: after what needs none of it
+
     finished = finished_seeds(out, config) if resume else set()
-    if not resume:
-        for s in range(seed, seed + seeds):  # before the first of them is run
-            check_unstarted(state_path(out, config, s))
-    loaded = load(config.dataset, data, say=console.print)
-    for s in range(seed, seed + seeds):
-        if s in finished:
-            console.print(f"{name}, seed {s}: finished already")
-            continue
-        try:
-            _run_seed(config, s, loaded, out, resume=resume, **options)
-        except KeyboardInterrupt:  # typer would end without a word
-            errors.print("stopped; the same command with --resume goes on after the last finished task")
-            raise typer.Exit(130) from None
-
-
-def _run_seed(
-    config: Configuration, seed: int, data, out: Path, *, resume: bool, check=lambda: None, **options
-) -> dict:
-    """One run with its progress shown, its row added and its state removed; check() is called at every step."""
-    from .state import state_path
-
-    run_one = import_module(f".{config.runner}", __package__).run  # its kind's, which takes torch
-
-    with _progress() as bar:
-        task = bar.add_task(f"{config.name}, seed {seed}", total=None, what="loading")
-
-        def show(done: int, total: int, what: str) -> None:
-            bar.update(task, completed=done, total=total, what=what)
-            check()
-
-        row = run_one(config, seed, data, out, resume=resume, progress=show, **options)
-    path = append_row(out, row)
-    state_path(out, config, seed).unlink(missing_ok=True)
-    beside = f" (published: {_percent(config.name)})" if as_configured(row) and _percent(config.name) != "-" else ""
-    found = f", {row['clusters']} clusters found" if "clusters" in row else ""
-    console.print(
-        f"{config.name}, seed {seed}: {config.describe()} {100 * row['accuracy']:.2f} %{beside}"
-        f"{found}; training {row['train_seconds']:.0f} s, evaluation {row['eval_seconds']:.0f} s, "
-        f"{row['step_ms']:.1f} ms a step (median). Row added to {path}"
-    )
-    if "note" in row:
-        console.print(row["note"], soft_wrap=True)
-    return row
+    for seed in seeds:
+        if seed in finished:
+            console.print(f"{config.name}, seed {seed}: finished already")
+        elif not resume:  # before the first of them is run
+            check_unstarted(state_path(out, config, seed))
+    return [Job(config, seed, out, resume, device) for seed in seeds if seed not in finished]
 
 
 @app.command()
@@ -177,12 +177,17 @@ def sweep(
         return load(name, data if name == "mnist" else None, say=console.print)
 
     def run_one(planned: sweeps.Run, deadline: float) -> dict:
-        def check() -> None:
-            if time.monotonic() > deadline:
-                raise sweeps.OutOfTime
+        job = Job(EXPERIMENTS[planned[0]], planned[1], out, resume=True)
+        with Board([job]) as board:
 
-        config = EXPERIMENTS[planned[0]]
-        return _run_seed(config, planned[1], loaded(config.dataset), out, resume=True, check=check)
+            def step(*how_far) -> None:
+                board.tell(Step(job.seed, *how_far))
+                if time.monotonic() > deadline:
+                    raise sweeps.OutOfTime
+
+            row = run_job(job, loaded(job.config.dataset), step)
+            board.tell(Landed(job.seed, row))
+        return row
 
     try:
         left = sweeps.work_through(todo, rows, limit, run_one, console.print)
@@ -226,21 +231,12 @@ def _pairs(changes: list[str]) -> dict[str, str]:
     return dict(text.split("=", 1) for text in changes)
 
 
-def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps,"))
-    times = (TimeElapsedColumn(), TextColumn("gone,"), TimeRemainingColumn(), TextColumn("left; {task.fields[what]}"))
-    return Progress(*columns, *times, console=console, refresh_per_second=2)
-
-
 def main() -> None:
     """Runs the command line; a LabError or a system error becomes one sentence and exit status 1."""
     try:
         app()  # leaves by SystemExit unless it fails
-    except LabError as error:
-        sentence = str(error)
-    except OSError as error:
-        sentence = f"{error.filename or 'a file'}: {error.strerror or error}"
-    errors.print(Text.assemble(("error:", "red"), " ", sentence))
+    except (LabError, OSError) as error:
+        say_error(sentence_of(error))
     sys.exit(1)
 
 

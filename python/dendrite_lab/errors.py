@@ -19,3 +19,12 @@ def naming(path: Path) -> Iterator[None]:
     except OSError as error:
         error.filename = error.filename or str(path)
         raise
+
+
+def sentence_of(error: Exception) -> str | None:
+    """What to say of an error in one sentence; None of one that nobody foresaw."""
+    if isinstance(error, LabError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.filename or 'a file'}: {error.strerror or error}"
+    return None

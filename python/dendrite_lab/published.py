@@ -93,3 +93,8 @@ NOT_RUNNABLE = {
 def not_runnable() -> dict[str, str]:
     """name -> why, of every published row that can't be run."""
     return {f"{family}_{tasks}": why for family, why in NOT_RUNNABLE.items() for tasks in TASKS}
+
+
+def percent(name: str) -> str:
+    """An experiment's published accuracy in words; "-" of one without."""
+    return f"{100 * ACCURACY[name]:.2f} %" if name in ACCURACY else "-"

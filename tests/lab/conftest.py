@@ -81,10 +81,12 @@ def command(mnist_folder, tmp_path):
         script = tmp_path / "run.py"
         script.write_text(
             "import hashlib, signal, sys\nfrom pathlib import Path\nfrom dendrite_lab import data\n"
-            "signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it\n"
             f"folder = Path({str(folder)!r})\n"
             "data.FILES = {n: hashlib.sha256((folder / n).read_bytes()).hexdigest() for n in data.FILES}\n"
-            "from dendrite_lab.cli import main\nmain()\n"
+            "from dendrite_lab.cli import main\n"
+            "if __name__ == '__main__':  # not in the processes that it starts\n"
+            "    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it\n"
+            "    main()\n"
         )
         sets = [word for change in changes.items() for word in ("--set", "=".join(change))]
         return [sys.executable, str(script), "run", "prototype_10", "--data", str(folder), *sets]

@@ -11,6 +11,7 @@ import torch
 from dendrite_lab import cli, contexts, published, results, state, train
 from dendrite_lab.config import EXPERIMENTS, experiment
 from dendrite_lab.errors import LabError
+from resuming import resumes_to_the_same
 from typer.testing import CliRunner
 
 
@@ -62,27 +63,14 @@ def test_only_rows_of_the_same_configuration_are_finished(config, tmp_path):
     assert results.finished_seeds(tmp_path, config) == {0, 4}
 
 
-class Killed(Exception):
-    pass
-
-
 @pytest.mark.parametrize("at", [20, 30, 47])
 def test_a_stopped_run_resumes_to_the_same_numbers(config, mnist, tmp_path, at, threads):
     threads(2)
-    whole = train.run(config, 3, mnist, tmp_path / "whole")
-
-    def kill(done, total, what):
-        if done == at:
-            raise Killed
-
-    with pytest.raises(Killed):
-        train.run(config, 3, mnist, tmp_path, progress=kill)
-    threads(1)
-    steps = []
-    resumed = train.run(config, 3, mnist, tmp_path, resume=True, progress=lambda done, *_: steps.append(done))
-    for key in ("accuracy_by_task", "loss_by_task", "threads"):  # the resumed run takes the first one's thread count
-        assert resumed[key] == whole[key]
-    assert steps[0] == at // 24 * 24 + 1  # after the tasks that were finished
+    keys = ("accuracy_by_task", "loss_by_task", "threads")  # the resumed run takes the first one's thread count
+    _, steps = resumes_to_the_same(
+        train.run, config, mnist, tmp_path, lambda done, what: done == at, keys, between=lambda: threads(1)
+    )
+    assert steps[0][0] == at // 24 * 24 + 1  # after the tasks that were finished
     assert torch.get_num_threads() == 1  # and what runs next has its own again
 
 

@@ -9,6 +9,7 @@ from dendrite_lab import activations, contexts, train
 from dendrite_lab.config import experiment
 from dendrite_lab.networks import PlainMLP, build_model
 from dendrite_lab.permuted import PermutedMNIST, batches
+from resuming import resumes_to_the_same
 
 from dendrite_kernels.nn import DendriticMLP
 from dendrite_kernels.optim import Adam, SynapticIntelligence
@@ -39,24 +40,12 @@ def tiny(small):
     return make
 
 
-class Killed(Exception):
-    pass
-
-
 @pytest.mark.parametrize("name", KINDS)
 def test_a_stopped_run_of_any_kind_resumes_to_the_same_numbers(name, tiny, mnist, tmp_path):
     config = tiny(name)
-    whole = train.run(config, 3, mnist, tmp_path / "whole")
-
-    def kill(done, total, what):
-        if done == 30:  # in the third of three tasks of 12 steps
-            raise Killed
-
-    with pytest.raises(Killed):
-        train.run(config, 3, mnist, tmp_path, progress=kill)
-    resumed = train.run(config, 3, mnist, tmp_path, resume=True)
-    for key in ("accuracy_by_task", "loss_by_task", "clusters", "overlap_by_layer"):
-        assert resumed.get(key) == whole.get(key)
+    keys = ("accuracy_by_task", "loss_by_task", "clusters", "overlap_by_layer")
+    # in the third of three tasks of 12 steps
+    whole, _ = resumes_to_the_same(train.run, config, mnist, tmp_path, lambda done, _: done == 30, keys)
     assert config.family == whole["family"]
 
 

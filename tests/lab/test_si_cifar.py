@@ -9,6 +9,7 @@ from dendrite_lab.config import experiment
 from dendrite_lab.errors import LabError
 from dendrite_lab.si_cifar_run import ConvHeads, SICIFARRun
 from dendrite_lab.state import TaskState
+from resuming import resumes_to_the_same
 
 
 @pytest.fixture(autouse=True)
@@ -78,27 +79,14 @@ def tiny(name, **changes):
     return experiment(name, {"tasks": "3", "epochs": "2", "batch_size": "16", "test_batch_size": "10", **changes})
 
 
-class Killed(Exception):
-    pass
-
-
 @pytest.mark.parametrize("name", ["si_split_cifar10", "si_split_cifar10_scratch"])
 def test_a_stopped_run_resumes_to_the_same_numbers(name, tmp_path):
-    config, data, calls = tiny(name, epochs="1"), made_up(10), []
-    whole = si_cifar_run.run(config, 3, data, tmp_path / "whole")
+    config, data = tiny(name, epochs="1"), made_up(10)
+    keys = ("accuracy_by_task", "loss_by_task")
+    # in the third of three tasks, of 5 steps
+    whole, steps = resumes_to_the_same(si_cifar_run.run, config, data, tmp_path, lambda done, _: done == 12, keys)
+    assert {what for *_, what in steps} == {"task 3 of 3"}
     assert [len(values) for values in whole["accuracy_by_task"].values()] == [1, 2, 3]
-
-    def kill(done, total, what):
-        calls.append(what)
-        if len(calls) == 12:  # in the third of three tasks, of 5 steps
-            raise Killed
-
-    with pytest.raises(Killed):
-        si_cifar_run.run(config, 3, data, tmp_path, progress=kill)
-    assert calls[-1] == "task 3 of 3"
-    resumed = si_cifar_run.run(config, 3, data, tmp_path, resume=True)
-    for key in ("accuracy_by_task", "loss_by_task"):
-        assert resumed[key] == whole[key]
     if config.schedule == "scratch":  # a network's accuracy on its own task stays what it was
         assert whole["accuracy_by_task"]["3"][:2] == whole["accuracy_by_task"]["2"]
 

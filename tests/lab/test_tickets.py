@@ -9,6 +9,7 @@ from dendrite_lab.errors import LabError
 from dendrite_lab.noise import bright_pixels, pixel_order
 from dendrite_lab.permuted import MEAN, STD
 from dendrite_lab.tickets_experiment import Tickets
+from resuming import resumes_to_the_same
 from torch.nn.functional import conv2d, cross_entropy, linear, max_pool2d
 
 TINY = {"levels": "3", "epochs": "2", "train_samples": "180", "validation": "100", "noise": "0,0.5"}
@@ -201,22 +202,9 @@ def test_the_best_epoch_is_kept_and_patience_ends_a_level(mnist, tmp_path, monke
 
 def test_a_stopped_run_resumes_to_the_same_numbers(mnist, tmp_path):
     config = tiny()
-    whole = tickets.run(config, 3, mnist, tmp_path / "whole")
-
-    class Killed(Exception):
-        pass
-
-    def kill(done, total, what):
-        if what == "random ticket, level 3 of 3":
-            raise Killed
-
-    with pytest.raises(Killed):
-        tickets.run(config, 3, mnist, tmp_path, progress=kill)
-    seen = []
-    resumed = tickets.run(config, 3, mnist, tmp_path, resume=True, progress=lambda *step: seen.append(step))
+    last = "random ticket, level 3 of 3"
+    whole, seen = resumes_to_the_same(tickets.run, config, mnist, tmp_path, lambda _, what: what == last, tickets.KINDS)
     assert seen[0][2] == "winning ticket, level 3 of 3" and seen[-1][0] <= seen[-1][1] == config.steps
-    for kind in tickets.KINDS:
-        assert resumed[kind] == whole[kind]
     assert [len(f["noise_accuracy"]) for f in whole["winning"] if "noise_accuracy" in f] == [2, 2]
     # no noise
     assert whole["winning"][0]["noise_accuracy"][0] == whole["winning"][0]["accuracy"]
