@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .ops import rezero_
+from .scripting import NotScriptable
 
 
 def check_fraction(name: str, value: float, *, one: bool) -> float:
@@ -41,7 +42,7 @@ def random_mask(shape: tuple[int, ...], sparsity: float, generator: torch.Genera
     return torch.zeros(shape, dtype=torch.bool).scatter_(-1, chosen, True)
 
 
-class MaskedParameter(nn.Module):
+class MaskedParameter(NotScriptable, nn.Module):
     """A module with one weight under a mask. `weight_mask` is None where nothing is masked."""
 
     masked_name = "weight"

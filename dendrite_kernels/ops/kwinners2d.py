@@ -34,7 +34,7 @@ def kwinners2d(
             then of the first column.
 
     Returns:
-        z [B, C, H, W], contiguous, of y's dtype. Rounding, NaN and -0.0 are as in gated_kwinners.
+        z [B, C, H, W], contiguous, of y's dtype. Rounding, NaN, -0.0 and torch.autocast are as in gated_kwinners.
 
     Raises:
         TypeError, ValueError: a dtype, device, shape or option is not as above.
@@ -51,7 +51,7 @@ def kwinners2d(
     check.tensor("y", y, (None, None, None, None), "[B, C, H, W]")
     check.floating("y", y)
     if isinstance(gate, Tensor) and context_index is None:
-        gate = check.shared_row(gate, len(y))
+        gate = check.shared_row(gate, y.shape[0])
     check.winners_arguments("y", y, y.shape[1], gate, None, context_index, k, combine, boost, letter="C")
     batch, channels, height, width = y.shape
     area, options = height * width, {"combine": combine, "relu": relu, "ties": ties}
@@ -66,8 +66,8 @@ def kwinners2d(
 
 def _of_locations(gate: Tensor | None, context_index: Tensor | None, y: Tensor) -> Tensor | None:
     """The gate's row for each location [B * H * W] of each sample."""
-    if gate is None or (context_index is None and len(gate) == 1):
+    if gate is None or (context_index is None and gate.shape[0] == 1):
         return None
     if context_index is None:
-        context_index = torch.arange(len(y), dtype=torch.int32, device=y.device)
+        context_index = torch.arange(y.shape[0], dtype=torch.int32, device=y.device)
     return context_index.repeat_interleave(y.shape[2] * y.shape[3])
