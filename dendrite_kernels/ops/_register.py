@@ -27,6 +27,7 @@ from . import _autocast, _vmap
 
 NAMESPACE = "dendrite_kernels"
 _NO_FORWARD_MODE = "{}: forward-mode derivatives are not implemented; use reference.py, or reverse mode"
+_PLAIN = {Tensor, Parameter, type(None), int, str, bool}  # most arguments: the quick way to know that it's no subclass
 _nothing = nullcontext()
 _library = torch.library.Library(NAMESPACE, "DEF")
 
@@ -82,13 +83,17 @@ def _eager_first(op, kernel, derivative):
     def call(*args):
         if not only_autograd_sees(args):
             return op(*args)
-        # the dispatcher would have named the call
-        with profiler.record_function(name) if profiler._is_profiler_enabled else _nothing:
-            if _wants_derivative(args):
-                return apply(kernel, *args)
-            if torch.autograd.forward_ad._current_level >= 0:
-                return op(*args)
-            return kernel(*args)
+        if profiler._is_profiler_enabled:  # the dispatcher would have named the call
+            with profiler.record_function(name):
+                return straight(*args)
+        return straight(*args)
+
+    def straight(*args):
+        if _wants_derivative(args):
+            return apply(kernel, *args)
+        if torch.autograd.forward_ad._current_level >= 0:
+            return op(*args)
+        return kernel(*args)
 
     return call
 
@@ -104,16 +109,18 @@ def _apply(derivative):
 
 def only_autograd_sees(args) -> bool:
     """Whether no subclass, mode, autocast, functorch transform, compiler or tracer wants to see a call of these."""
-    for a in args:
-        if isinstance(a, Tensor) and type(a) is not Tensor and type(a) is not Parameter:
-            return False
-    return not (
+    if (
         torch.compiler.is_compiling()
         or _len_torch_dispatch_stack()
         or peek_interpreter_stack() is not None
         or _is_any_autocast_enabled()
         or _get_tracing_state() is not None
-    )
+    ):
+        return False
+    for a in args:  # noqa: SIM110 - a dozen a step: kept quick
+        if type(a) not in _PLAIN and isinstance(a, Tensor):
+            return False
+    return True
 
 
 def _wants_derivative(args) -> bool:
