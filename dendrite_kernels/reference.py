@@ -260,7 +260,7 @@ def update_duty_cycle_(duty_cycle, seen, values, indices, longest) -> None:
     else:
         positive = (values > 0).to(duty_cycle.dtype)
         active = torch.zeros_like(duty_cycle).index_add_(0, indices.reshape(-1), positive.reshape(-1))
-    count_active_(duty_cycle, seen, active, len(values), longest)
+    count_active_(duty_cycle, seen, active, values.shape[0], longest)
 
 
 def count_active_(duty_cycle: Tensor, seen: Tensor, active: Tensor, batch: int, longest: int) -> None:

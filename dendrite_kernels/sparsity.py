@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .formats import Versioned
 from .ops import rezero_
+from .scripting import NotScriptable
 
 
 def check_fraction(name: str, value: float, *, one: bool) -> float:
@@ -42,7 +43,7 @@ def random_mask(shape: tuple[int, ...], sparsity: float, generator: torch.Genera
     return torch.zeros(shape, dtype=torch.bool).scatter_(-1, chosen, True)
 
 
-class MaskedParameter(Versioned):
+class MaskedParameter(NotScriptable, Versioned):
     """A module with one weight under a mask. `weight_mask` is None where nothing is masked."""
 
     weight_mask: Tensor | None

@@ -258,20 +258,6 @@ def test_a_layer_without_winners_passes_nothing_on():
         assert (layer.weight.grad == 0).all() and (layer.segments.weights.grad == 0).all()
 
 
-@pytest.mark.parametrize("options", [{}, {"ties": "keep"}, {"percent_on": None}])
-def test_autocast_leaves_our_layers_in_their_own_dtype(options):
-    model = dnn.DendriticMLP(**SIZES, **options).eval()
-    x, context = torch.randn(9, 20), torch.randn(1, 12)
-    want = model(x, context)
-    with torch.autocast("cpu", torch.bfloat16):
-        hidden = model.layers[0](x, context)
-        got = model(x, context)
-    dense = hidden.to_dense() if isinstance(hidden, dk.KSparse) else hidden
-    plain = model.layers[0](x, context)
-    assert_same_bits(dense, plain.to_dense() if isinstance(plain, dk.KSparse) else plain)
-    assert_close(got.float(), want, terms=40, dtype=torch.bfloat16)
-
-
 def test_k_inference_factor_and_boost_factor():
     layer = dnn.KWinners(20, 0.25, k_inference_factor=1.6, boost_strength=2.0, boost_strength_factor=0.5)
     assert layer.k == 5 and layer.eval().k == 8

@@ -131,6 +131,8 @@ class Dendritic(nn.Module):
         segments = self.segments
         if segments is None or torch.is_grad_enabled() or segments._forward_hooks or segments._forward_pre_hooks:
             return self.gate(context)
+        if torch.jit.is_tracing():  # a trace has the same modules with and without gradients
+            return self.gate(context)
         select, activation, _ = DENDRITES[self.dendrite]
         return gate_to_read(self._context(context), segments.weights, segments.biases, select, activation)
 

@@ -10,11 +10,13 @@ from torch import Tensor
 from .. import backend, reference
 from ..formats import Versioned
 from ..ops import KSparse, gated_kwinners_sparse, kwinners, kwinners2d
+from ..ops._register import only_autograd_sees
 from ..reference import compute_dtype
+from ..scripting import NotScriptable
 from ..sparsity import check_fraction
 
 
-class _Boosted(Versioned):
+class _Boosted(NotScriptable, Versioned):
     """What k winners of n units (or channels) need besides the choice itself: how many, their boost, duty cycles."""
 
     boost_strength: Tensor
@@ -53,8 +55,24 @@ class _Boosted(Versioned):
         """What ranks are multiplied by [n], in float32 (float64), or None without boosting; at inference too."""
         if not self._boosting:
             return None
+        if self.training and _run_again():
+            raise RuntimeError(
+                f"{type(self).__name__}: torch.utils.checkpoint would choose other winners in its second pass than in "
+                "the first, which moved the duty cycles that boost them; leave layers with boosting out of it"
+            )
         wide = compute_dtype(self.duty_cycle.dtype)
         return torch.exp(-self.boost_strength.to(wide) * self.duty_cycle.to(wide))
+
+    def _counts(self, values: Tensor) -> bool:
+        """Whether these results go into the duty cycles."""
+        if not self.training or _run_again():
+            return False
+        if _in_vmap(values) and not _in_vmap(self.duty_cycle):
+            raise RuntimeError(
+                f"{type(self).__name__}: in training it counts winners in its buffers, which the samples of a vmap "
+                "can't share; call eval() first, or map over the buffers too (torch.func.functional_call)"
+            )
+        return True
 
     def update_boost_strength(self) -> None:
         """Multiplies the boost strength by boost_strength_factor."""
@@ -72,6 +90,15 @@ class _Boosted(Versioned):
             strength = "on meta" if self.boost_strength.is_meta else f"{float(self.boost_strength):.4g}"
             text += f", boost_strength={strength}, boost_strength_factor={self.boost_strength_factor:.4g}"
         return f"{text}, duty_cycle_period={self.duty_cycle_period}" + (", relu=True" if self.relu else "")
+
+
+def _run_again() -> bool:
+    """Whether this is the second forward pass of torch.utils.checkpoint, inside the backward pass."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def _in_vmap(t: Tensor) -> bool:
+    return not torch.compiler.is_compiling() and torch._C._functorch.is_batchedtensor(t)
 
 
 class KWinners(_Boosted):
@@ -120,14 +147,15 @@ class KWinners(_Boosted):
     @torch.no_grad()
     def update_duty_cycle(self, out: Tensor | KSparse) -> None:
         """In training, counts the units above 0 into the running average over the last samples."""
-        if not self.training:
+        values, indices = (out.values, out.indices) if isinstance(out, KSparse) else (out, None)
+        if not self._counts(values):
             return
         if out.shape[1] != self.n:
             raise ValueError(f"x: expected [B, {self.n}], got {tuple(out.shape)}")
         if out.shape[0] == 0:
             return
-        values, indices = (out.values, out.indices) if isinstance(out, KSparse) else (out, None)
-        module = reference if torch.compiler.is_compiling() else backend.choose(self.duty_cycle.device)
+        ours = only_autograd_sees((self.duty_cycle, values))
+        module = backend.choose(self.duty_cycle.device) if ours else reference
         counts, period = (self.duty_cycle, self.learning_iterations), self.duty_cycle_period
         module.update_duty_cycle_(*counts, values.detach(), indices, period)
 
@@ -170,14 +198,14 @@ class KWinners2d(_Boosted):
     def update_duty_cycle(self, out: Tensor) -> None:
         """In training, counts where each channel is above 0 into its running average over the last samples."""
         area = out.shape[2] * out.shape[3]
-        if not self.training or out.numel() == 0:
+        if not self._counts(out) or out.numel() == 0:
             return
         # bytes along a channel's locations: a quarter of the time of counting booleans by channel
         active = (out.detach() > 0).flatten(2).view(torch.uint8).sum(2, dtype=torch.int32).sum(0)
         # every location is a sample
         seen, period = self.learning_iterations * area, self.duty_cycle_period * area
-        reference.count_active_(self.duty_cycle, seen, active, len(out) * area, period)
-        self.learning_iterations += len(out)
+        reference.count_active_(self.duty_cycle, seen, active, out.shape[0] * area, period)
+        self.learning_iterations += out.shape[0]
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, local={self.local}"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..reference import compute_dtype
+from . import _autocast
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -38,11 +39,11 @@ def floating(name: str, t: Tensor) -> None:
 
 
 def same(name: str, t: Tensor | None, as_name: str, other: Tensor, dtype: torch.dtype | None = None) -> None:
-    """On the device of `other`, and of its dtype (or the one given)."""
+    """On the device of `other`, and of its dtype (or the one given), or autocast will see to that."""
     if t is None:
         return
     want = dtype or other.dtype
-    if t.dtype != want:
+    if t.dtype != want and not _autocast.casts(t, want):
         raise TypeError(f"{name}: expected {want} to go with {as_name} ({other.dtype}), got {t.dtype}")
     on_device(name, t, as_name, other)
 
@@ -58,7 +59,8 @@ def choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def count(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+    a_number = isinstance(value, (int, torch.SymInt)) or torch.jit.is_tracing()  # which makes tensors of sizes
+    if isinstance(value, bool) or not a_number:
         raise TypeError(f"{name}: expected an int, got {type(value).__name__} ({value!r})")
     if value < 0:
         raise ValueError(f"{name}: expected 0 or more, got {value}")
@@ -93,14 +95,13 @@ def winners_arguments(y_name, y, units, gate, bias, index, k, combine, boost, le
         tensor("boost", boost, (units,), f"[{letter}]")
         same("boost", boost, y_name, y, wide)
     context_index(index, y.shape[0], gate, y)
-    sizes(y_name, y.shape[0] * units, units)
     count("k", k)
     choice("combine", combine, ("mul", "add"))
 
 
 def sizes(name: str, *numbers: int) -> None:
-    """The native kernels number entries, units and columns in 32 bits."""
-    if any(number >= 2**31 for number in numbers):
+    """The native kernels number entries, units and columns in 32 bits. Allocation asks, once sizes are no symbols."""
+    if any(isinstance(number, int) and number >= 2**31 for number in numbers):
         raise ValueError(f"{name}: expected fewer than 2^31 entries, units and columns, got sizes {numbers}")
 
 
@@ -112,7 +113,7 @@ def ksparse(name: str, values: Tensor, indices: Tensor, size: int) -> None:
         raise TypeError(f"{name}.indices: expected int32, got {indices.dtype}")
     on_device(f"{name}.indices", indices, f"{name}.values", values)
     count(f"{name}.size", size)
-    sizes(name, values.numel(), size)
+    sizes(name, size)
 
 
 def shared_row(t: Tensor, batch: int | None = None) -> Tensor:

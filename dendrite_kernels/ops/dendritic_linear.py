@@ -13,8 +13,8 @@ from . import _checks as check
 from ._register import define
 from .ksparse import KSparse
 from .kwinners import allocate_winners, gated_kwinners
-from .linear_kwinners import checked, linear_gradients, linear_kwinners
-from .segment_gate import allocate_gates, check_segments, segment_gate, segment_gradients
+from .linear_kwinners import checked, linear_gradients, linear_kwinners, winning_units
+from .segment_gate import allocate_gates, check_segments, gate_of, segment_gate, segment_gradients
 from .sparse_linear import sparse_linear
 
 
@@ -48,8 +48,8 @@ def dendritic_linear(
         sparse: return KSparse (k given, ties "lowest"), for the next layer to use.
 
     Returns:
-        z [B, O], or KSparse(values [B, k], indices [B, k], O). Gradients reach x, weight, bias, context, segments and
-        segment_bias.
+        z [B, O], or KSparse(values [B, k], indices [B, k], O), of x's dtype. Gradients reach x, weight, bias, context,
+        segments and segment_bias. Under torch.autocast x W^T is of autocast's dtype, and all else, z too, float32.
 
     Raises:
         as segment_gate, sparse_linear and gated_kwinners.
@@ -87,8 +87,7 @@ def gated_linear(x, weight, bias, gate, context_index, k, *, combine, boost, rel
         return winners if sparse else winners.to_dense()
     if sparse:
         raise ValueError(f"sparse: expected False with k = {k} and ties = {ties!r}: a KSparse has exactly k a row")
-    with torch.autocast(weight.device.type, enabled=False):  # as linear_kwinners: in the dtype of x and weight
-        y = sparse_linear(x, weight)
+    y = sparse_linear(x, weight)
     k = weight.shape[0] if k is None else k
     return gated_kwinners(y, gate, bias, context_index, k, combine=combine, boost=boost, relu=relu, ties=ties)
 
@@ -105,13 +104,13 @@ def dendritic_layer(
     check.tensor("weight", weight, (segments.shape[0], None), "[O, I]")
     check.same("segments", segments, "weight", weight)
     # what the checks want to know of a gate that is yet to be made
-    gate = context.new_empty(1, dtype=compute_dtype(context.dtype)).expand(len(context), len(weight))
+    gate = context.new_empty(1, dtype=compute_dtype(context.dtype)).expand(context.shape[0], weight.shape[0])
     values, indices = checked(x, weight, bias, gate, context_index, k, combine, boost)
     _, _, out, winners, _ = _dendritic_layer(
         values, indices, weight, bias, context, segments, segment_bias, context_index, k, select, activation, combine,
         boost, relu,
     )  # fmt: skip
-    return KSparse(out, winners, len(weight))
+    return KSparse(out, winners, weight.shape[0])
 
 
 def _allocate_layer(
@@ -145,6 +144,14 @@ def _layer_gradients(ctx, _gate, _winner, grad_values, *_):
     return (grad_x, None, grad_weight, grad_bias, *of_gate, *[None] * 7)
 
 
+def _stages(
+    x, x_indices, weight, bias, context, segments, segment_bias, context_index, k, select, activation, *options
+):
+    """The op under autocast."""
+    gate, winner = gate_of(context, segments, segment_bias, select, activation)
+    return gate, winner, *winning_units(x, x_indices, weight, bias, gate, context_index, k, *options)
+
+
 _dendritic_layer = define(
     "dendritic_layer",
     "(Tensor x, Tensor? x_indices, Tensor weight, Tensor? bias, Tensor context, Tensor segments, Tensor? segment_bias,"
@@ -154,4 +161,5 @@ _dendritic_layer = define(
     lambda module, out, *args: module.dendritic_layer(out, *args),
     save=_save_layer,
     backward=_layer_gradients,
+    autocast=_stages,
 )

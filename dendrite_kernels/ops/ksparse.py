@@ -49,18 +49,25 @@ def _backward(ctx, grad):
     return _gather(grad, *ctx.saved_tensors), None, None
 
 
+def _allocate(values, indices, size):
+    check.sizes("self", values.numel())
+    return values.new_empty(values.shape[0], size)
+
+
 _gather = define(
     "ksparse_gather",
     "(Tensor dense, Tensor indices) -> Tensor",
     lambda dense, indices: dense.new_empty(indices.shape),
     lambda module, out, *args: module.ksparse_gather(out, *args),
+    by_row=(0, 1),
 )
 
 _to_dense = define(
     "ksparse_to_dense",
     "(Tensor values, Tensor indices, SymInt size) -> Tensor",
-    lambda values, indices, size: values.new_empty(values.shape[0], size),
+    _allocate,
     lambda module, out, values, indices, size: module.ksparse_to_dense(out, values, indices),
     save=_save,
     backward=_backward,
+    by_row=(0, 1),
 )

@@ -38,7 +38,7 @@ def gated_kwinners(
 
     Returns:
         z [B, O], of y's dtype. The combination is computed in float32 (float64), rounded to y's dtype and then ranked.
-        NaN ranks above +inf; -0.0 equals 0.0.
+        NaN ranks above +inf; -0.0 equals 0.0. Under torch.autocast all are cast to float32, and z is float32.
 
     Raises:
         TypeError, ValueError: a dtype, device, shape or option is not as above.
@@ -75,7 +75,7 @@ def gated_kwinners_sparse(
     Equivalent to: gated_kwinners(...) as values and indices.
     """
     gate = _check(y, gate, bias, context_index, k, combine, boost)
-    values, indices, _ = _gated_kwinners_sparse(y, gate, bias, context_index, k, combine, boost, relu)
+    values, indices, _ = winners_of(y, gate, bias, context_index, k, combine, boost, relu)
     return KSparse(values, indices, y.shape[1])
 
 
@@ -94,7 +94,7 @@ def _check(y, gate, bias, context_index, k, combine, boost):
     check.tensor("y", y, (None, None), "[B, O]")
     check.floating("y", y)
     if isinstance(gate, Tensor) and context_index is None:
-        gate = check.shared_row(gate, len(y))
+        gate = check.shared_row(gate, y.shape[0])
     check.winners_arguments("y", y, y.shape[1], gate, bias, context_index, k, combine, boost)
     return gate
 
@@ -103,6 +103,7 @@ def _check(y, gate, bias, context_index, k, combine, boost):
 
 
 def _allocate(y, gate, bias, context_index, k, combine, boost, relu, ties):
+    check.sizes("y", y.shape[0] * y.shape[1])
     return y.new_empty(y.shape), y.new_empty(y.shape, dtype=torch.bool)
 
 
@@ -141,6 +142,9 @@ _gated_kwinners = define(
     lambda module, out, *args: module.gated_kwinners(out, *args),
     save=_save,
     backward=_backward,
+    autocast="float32",
+    by_row=(0,),
+    gate=(1, 3),
 )
 
 
@@ -149,6 +153,7 @@ _gated_kwinners = define(
 
 def allocate_winners(like: Tensor, units: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """values, indices and pre [B, min(k, units)]."""
+    check.sizes("y", like.shape[0] * units, units)
     shape = (like.shape[0], min(k, units))
     pre = like.new_empty(shape, dtype=compute_dtype(like.dtype))
     return like.new_empty(shape), like.new_empty(shape, dtype=torch.int32), pre
@@ -186,7 +191,7 @@ _gated_kwinners_sparse_backward = define(
     lambda module, out, *args: module.gated_kwinners_sparse_backward(given(args[-1], out), *args[:-1]),
 )
 
-_gated_kwinners_sparse = define(
+winners_of = define(
     "gated_kwinners_sparse",
     "(Tensor y, Tensor? gate, Tensor? bias, Tensor? context_index, SymInt k, str combine, Tensor? boost, bool relu)"
     " -> (Tensor values, Tensor indices, Tensor pre)",
@@ -194,4 +199,7 @@ _gated_kwinners_sparse = define(
     lambda module, out, *args: module.gated_kwinners_sparse(out, *args),
     save=_save_sparse,
     backward=_backward_sparse,
+    autocast="float32",
+    by_row=(0,),
+    gate=(1, 3),
 )

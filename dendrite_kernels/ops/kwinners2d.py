@@ -34,7 +34,7 @@ def kwinners2d(
             then of the first column.
 
     Returns:
-        z [B, C, H, W], contiguous, of y's dtype. Rounding, NaN and -0.0 are as in gated_kwinners.
+        z [B, C, H, W], contiguous, of y's dtype. Rounding, NaN, -0.0 and torch.autocast are as in gated_kwinners.
 
     Raises:
         TypeError, ValueError: a dtype, device, shape or option is not as above.
@@ -51,14 +51,14 @@ def kwinners2d(
     check.tensor("y", y, (None, None, None, None), "[B, C, H, W]")
     check.floating("y", y)
     if isinstance(gate, Tensor) and context_index is None:
-        gate = check.shared_row(gate, len(y))
+        gate = check.shared_row(gate, y.shape[0])
     check.winners_arguments("y", y, y.shape[1], gate, None, context_index, k, combine, boost, letter="C")
-    check.sizes("y", y.numel())
     check.choice("ties", ties, ("lowest", "keep"))
     return _kwinners2d(y, gate, context_index, k, local, combine, boost, relu, ties)[0]
 
 
 def _allocate(y, *_):
+    check.sizes("y", y.numel())
     return y.new_empty(y.shape), y.new_empty(y.shape, dtype=torch.bool)
 
 
@@ -92,4 +92,7 @@ _kwinners2d = define(
     lambda module, out, *args: module.kwinners2d(out, *args),
     save=_save,
     backward=_backward,
+    autocast="float32",
+    by_row=(0,),
+    gate=(1, 2),
 )

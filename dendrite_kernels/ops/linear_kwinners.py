@@ -9,8 +9,8 @@ from .. import backend, factored
 from . import _checks as check
 from ._register import define, given, wanted
 from .ksparse import KSparse
-from .kwinners import allocate_winners
-from .sparse_linear import check_weight
+from .kwinners import allocate_winners, winners_of
+from .sparse_linear import check_weight, sparse_product
 
 
 def linear_kwinners(
@@ -27,14 +27,14 @@ def linear_kwinners(
 ) -> KSparse:
     """kWTA of (x W^T + bias) combined with a gate that is known: one op, so that backward stays k-sparse.
 
-    Args, rules and errors as in sparse_linear and gated_kwinners_sparse.
+    Args, rules and errors as in sparse_linear and gated_kwinners_sparse. Under torch.autocast it is these two ops.
 
     Equivalent to: gated_kwinners_sparse(sparse_linear(x, weight), gate, bias, context_index, k)
     """
     if isinstance(gate, Tensor) and context_index is None:
         gate = check.shared_row(gate, x.shape[0])
     values, indices = checked(x, weight, bias, gate, context_index, k, combine, boost)
-    out, winners, _ = _linear_kwinners(
+    out, winners, _ = winning_units(
         values, indices, weight, bias, gate, context_index, k, combine, boost, relu
     )  # fmt: skip
     return KSparse(out, winners, weight.shape[0])
@@ -49,6 +49,8 @@ def checked(x, weight, bias, gate, context_index, k, combine, boost):
 
 
 def _allocate(x, x_indices, weight, bias, gate, context_index, k, combine, boost, relu):
+    if x_indices is not None:
+        check.sizes("x", x.numel())
     return allocate_winners(x, weight.shape[0], k)
 
 
@@ -107,7 +109,14 @@ _linear_kwinners_backward = define(
     _launch_backward,
 )
 
-_linear_kwinners = define(
+
+def _two_ops(x, x_indices, weight, bias, gate, context_index, k, combine, boost, relu):
+    """The op under autocast: a half product, and winners chosen in float32."""
+    y = torch.nn.functional.linear(x, weight) if x_indices is None else sparse_product(x, x_indices, weight, None)
+    return winners_of(y, gate, bias, context_index, k, combine, boost, relu)
+
+
+winning_units = define(
     "linear_kwinners",
     "(Tensor x, Tensor? x_indices, Tensor weight, Tensor? bias, Tensor? gate, Tensor? context_index, SymInt k,"
     " str combine, Tensor? boost, bool relu) -> (Tensor values, Tensor indices, Tensor pre)",
@@ -115,4 +124,7 @@ _linear_kwinners = define(
     lambda module, out, *args: module.linear_kwinners(out, *args),
     save=_save,
     backward=linear_gradients,
+    autocast=_two_ops,
+    by_row=(0, 1),
+    gate=(4, 5),
 )

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .. import backend
 from . import _checks as check
+from ._register import only_autograd_sees
 
 
 def rezero_(weight: Tensor, keep: Tensor) -> Tensor:
@@ -23,6 +24,9 @@ def rezero_(weight: Tensor, keep: Tensor) -> Tensor:
         raise TypeError(f"keep: expected bool, got {keep.dtype}")
     check.on_device("keep", keep, "weight", weight)
     with torch.no_grad():
-        backend.choose(weight.device).rezero_(weight, keep)
-        torch.autograd.graph.increment_version(weight)
+        if only_autograd_sees((weight, keep)):
+            backend.choose(weight.device).rezero_(weight, keep)
+            torch.autograd.graph.increment_version(weight)
+        else:  # a compiler makes one pass of it as well
+            weight.masked_fill_(~keep, 0)
     return weight

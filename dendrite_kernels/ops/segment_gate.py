@@ -32,7 +32,8 @@ def segment_gate(
 
     Returns:
         gate [G, O], float32 (float64 for float64 inputs), and winner [G, O], int32, with no gradient. NaN wins over
-        all; equal segments go to the lowest. Winners are chosen in full float32 whatever torch's TF32 switch says.
+        all; equal segments go to the lowest. Winners are chosen in full float32 whatever torch's TF32 switch and
+        torch.autocast say.
 
     Raises:
         TypeError, ValueError: a dtype, device, shape or option is not as above; no segment (S = 0).
@@ -47,9 +48,9 @@ def segment_gate(
     """
     check_segments(context, segments, bias, select, activation)
     row = check.shared_row(context)
-    gate, winner = _segment_gate(row, segments, bias, select, activation)
+    gate, winner = gate_of(row, segments, bias, select, activation)
     if row is not context:
-        return gate.expand(len(context), -1), winner.expand(len(context), -1)
+        return gate.expand(context.shape[0], -1), winner.expand(context.shape[0], -1)
     return gate, winner
 
 
@@ -122,11 +123,13 @@ _segment_gate_backward = define(
     lambda module, out, *args: module.segment_gate_backward(given(args[-1], out), *args[:-1]),
 )
 
-_segment_gate = define(
+gate_of = define(
     "segment_gate",
     "(Tensor context, Tensor segments, Tensor? bias, str select, str activation) -> (Tensor gate, Tensor winner)",
     allocate_gates,
     lambda module, out, *args: module.segment_gate(out, *args),
     save=_save,
     backward=segment_gradients,
+    autocast="float32",
+    by_row=(0,),
 )

@@ -21,7 +21,7 @@ def sparse_linear(x: Tensor | KSparse, weight: Tensor, bias: Tensor | None = Non
         bias: [O] or None.
 
     Returns:
-        y [B, O], of x's dtype.
+        y [B, O], of x's dtype. Under torch.autocast, as torch.nn.functional.linear: all are cast to autocast's dtype.
 
     Raises:
         TypeError, ValueError: a dtype, device or shape is not as above. IndexError: an index of x outside [0, I).
@@ -32,7 +32,7 @@ def sparse_linear(x: Tensor | KSparse, weight: Tensor, bias: Tensor | None = Non
     """
     check_weight(x, weight, bias)
     if isinstance(x, KSparse):
-        return _sparse_linear(x.values, x.indices, weight, bias)
+        return sparse_product(x.values, x.indices, weight, bias)
     return torch.nn.functional.linear(x, weight, bias)
 
 
@@ -52,6 +52,11 @@ def check_weight(x, weight, bias):
     if bias is not None:
         check.tensor("bias", bias, (units,), "[O]")
         check.same("bias", bias, "x", values)
+
+
+def _allocate(values, indices, weight, bias):
+    check.sizes("x", values.numel())
+    return values.new_empty(values.shape[0], weight.shape[0])
 
 
 def _save(ctx, args, outputs):
@@ -94,11 +99,13 @@ _sparse_linear_backward = define(
     _launch_backward,
 )
 
-_sparse_linear = define(
+sparse_product = define(
     "sparse_linear",
     "(Tensor values, Tensor indices, Tensor weight, Tensor? bias) -> Tensor",
-    lambda values, indices, weight, bias: values.new_empty(values.shape[0], weight.shape[0]),
+    _allocate,
     lambda module, out, *args: module.sparse_linear(out, *args),
     save=_save,
     backward=_backward,
+    autocast="half",
+    by_row=(0, 1),
 )
