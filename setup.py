@@ -1,17 +1,22 @@
-"""Builds dendrite_kernels._cpu where a C++ compiler is found, and installs without it where none is.
+"""Builds dendrite_kernels._cpu where a C++ compiler is, ._cuda where nvcc and a GPU are, and installs without either.
 
-The native module knows nothing of torch, so no torch is needed here. What was built, and why not, is what
-`python -m dendrite_kernels` reports.
+The native modules know nothing of torch, so no torch is needed here. What was built, and why not, is what
+`python -m dendrite_kernels` reports. DENDRITE_CUDA=1 builds _cuda wherever nvcc is, 0 nowhere; DENDRITE_CUDA_ARCHS
+("80 90") says for which chips.
 """
 
 import os
+import shutil
+import subprocess
 import sys
 import sysconfig
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 SOURCES = [
     "bindings.cpp",
@@ -21,7 +26,18 @@ SOURCES = [
     "kernels_portable.cpp",
     "pool.cpp",
 ]
-CPU = Path("csrc/cpu")
+CPU, CUDA = Path("csrc/cpu"), Path("csrc/cuda")
+CUDA_SOURCES = sorted(p.name for p in CUDA.glob("*.c*"))
+CUDA_FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "--fmad=false",
+    "-lineinfo",
+    "-Xcompiler=-fPIC,-fvisibility=hidden",
+    "-cudart=static",
+]
+CUDA_ARCHS = (80, 90, 100)  # their chips run the later minor versions' code too; newer chips compile the last one's PTX
+CUDA_MODULE, CUDA_NOTE = "dendrite_kernels._cuda", "_cuda_build.txt"
 SANITIZERS = ["-fsanitize=address", "-fsanitize=undefined"]
 
 
@@ -29,6 +45,9 @@ class BuildNative(build_ext):
     """Adds the flags that this compiler accepts; a module that can't be built is left out with a warning."""
 
     def build_extension(self, ext):
+        if ext.name == CUDA_MODULE:
+            self._build_cuda(ext)
+            return
         flags = ["-std=c++17", "-O3", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"]
         ext.extra_compile_args = [f for f in [*flags, "-Wno-psabi"] if self._accepts([f])]
         if os.environ.get("DENDRITE_SANITIZE"):  # make sanitize
@@ -40,6 +59,34 @@ class BuildNative(build_ext):
         else:
             self.warn("no OpenMP: dendrite_kernels._cpu will run on one thread")
         super().build_extension(ext)
+
+    def _build_cuda(self, ext):
+        """Builds the module, or not; what happened goes into a file beside it, for the report."""
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)  # of an earlier build, which may not be wanted now
+        said, why_not = "", why_no_cuda()
+        try:
+            if why_not is None:
+                archs = cuda_archs()
+                build_with_nvcc(target, archs)
+                said = f"built for {', '.join(f'sm_{a}' for a in archs)} by {nvcc_version()}"
+            else:
+                said = f"not built: {why_not}"
+        except CompileError as error:
+            said = f"not built: {error}"
+            raise
+        finally:
+            (target.parent / CUDA_NOTE).write_text(said + "\n")
+
+    def copy_extensions_to_source(self):  # of an installation in place
+        super().copy_extensions_to_source()
+        built = Path(self.build_lib, self.get_ext_filename(CUDA_MODULE))
+        package = Path(self.get_finalized_command("build_py").get_package_dir("dendrite_kernels"))
+        if not built.exists():
+            (package / built.name).unlink(missing_ok=True)
+        if (built.parent / CUDA_NOTE).exists():
+            shutil.copyfile(built.parent / CUDA_NOTE, package / CUDA_NOTE)
 
     def _accepts(self, flags, link=False):
         with tempfile.TemporaryDirectory() as tmp:
@@ -54,14 +101,83 @@ class BuildNative(build_ext):
         return True
 
 
-def native_module():
+def why_no_cuda():
+    """Why not to build _cuda, or None."""
+    asked = os.environ.get("DENDRITE_CUDA", "")
+    if asked not in ("", "0", "1"):
+        return f"DENDRITE_CUDA: expected 0 or 1, got {asked!r}"
+    if asked == "0":
+        return "DENDRITE_CUDA=0"
+    if os.environ.get("DENDRITE_SANITIZE"):
+        return "DENDRITE_SANITIZE is for the CPU's module"
+    if nvcc() is None:
+        return "no nvcc was found"
+    return None if asked == "1" or has_gpu() else "no GPU was found (DENDRITE_CUDA=1 builds it nevertheless)"
+
+
+def nvcc():
+    for home in ("CUDA_HOME", "CUDA_PATH"):
+        found = os.environ.get(home) and shutil.which("nvcc", path=str(Path(os.environ[home], "bin")))
+        if found:
+            return found
+    return shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+
+
+def has_gpu():
+    smi = shutil.which("nvidia-smi")
+    listed = smi and subprocess.run([smi, "-L"], capture_output=True, text=True)
+    return bool(listed and listed.returncode == 0 and "GPU" in listed.stdout)
+
+
+def run(*command):
+    """Its output; CompileError with the end of what it said where it fails."""
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    if done.returncode:
+        raise CompileError(f"{Path(command[0]).name} failed: {(done.stdout + done.stderr).strip()[-2000:]}")
+    return done.stdout
+
+
+def nvcc_version():
+    return run(nvcc(), "--version").strip().splitlines()[-2].strip()
+
+
+def cuda_archs():
+    """What to compile for: DENDRITE_CUDA_ARCHS, else those of CUDA_ARCHS that this nvcc knows."""
+    asked = os.environ.get("DENDRITE_CUDA_ARCHS", "").replace(",", " ").replace(";", " ").split()
+    known = [line.removeprefix("sm_") for line in run(nvcc(), "--list-gpu-code").split()]
+    wrong = [arch for arch in asked if arch not in known or int(arch) < 80]
+    if wrong:
+        few = ", ".join(arch for arch in known if int(arch) >= 80)
+        raise CompileError(f"DENDRITE_CUDA_ARCHS: expected some of {few}, got {' '.join(wrong)}")
+    return sorted(map(int, asked or [arch for arch in map(str, CUDA_ARCHS) if arch in known]))
+
+
+def build_with_nvcc(target, archs):
+    import pybind11
+
+    code = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
+    code.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
+    names = ", ".join(f"sm_{arch}" for arch in archs)
+    folders = ["csrc", pybind11.get_include(), sysconfig.get_paths()["include"]]
+    flags = [*CUDA_FLAGS, *code, *(f"-I{folder}" for folder in folders), f'-DDK_CUDA_ARCHS="{names}"']
+    with tempfile.TemporaryDirectory() as tmp, ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = [Path(tmp, f"{source}.o") for source in CUDA_SOURCES]
+        for done in [
+            pool.submit(run, nvcc(), "-c", *flags, "-o", to, CUDA / source)
+            for source, to in zip(CUDA_SOURCES, objects, strict=True)
+        ]:
+            done.result()
+        run(nvcc(), "-shared", *CUDA_FLAGS, *code, "-o", target, *objects)
+
+
+def native_modules():
     try:
         from pybind11.setup_helpers import Pybind11Extension
     except ImportError:
-        print("warning: no pybind11: dendrite_kernels._cpu is not built", file=sys.stderr)
+        print("warning: no pybind11: dendrite_kernels._cpu and ._cuda are not built", file=sys.stderr)
         return []
     if not Path(sysconfig.get_paths()["include"], "Python.h").exists():
-        print("warning: no Python.h: dendrite_kernels._cpu is not built", file=sys.stderr)
+        print("warning: no Python.h: dendrite_kernels._cpu and ._cuda are not built", file=sys.stderr)
         return []
     headers = [str(p) for folder in ("csrc/core", "csrc/cpu") for p in sorted(Path(folder).glob("*.h"))]
     return [
@@ -71,8 +187,9 @@ def native_module():
             include_dirs=["csrc"],
             depends=headers,
             optional=True,
-        )
+        ),
+        Extension(CUDA_MODULE, [str(CUDA / s) for s in CUDA_SOURCES], optional=True),
     ]
 
 
-setup(ext_modules=native_module(), cmdclass={"build_ext": BuildNative})
+setup(ext_modules=native_modules(), cmdclass={"build_ext": BuildNative})

@@ -13,6 +13,7 @@ import torch
 from . import __version__
 from .backend import BackendUnavailable, explain
 from .backends import cpu
+from .backends.cuda import native
 from .backends.triton import plan
 
 
@@ -25,6 +26,7 @@ def versions() -> dict[str, str]:
         "triton": _installed("triton"),
         "numpy": _installed("numpy"),
         "CUDA": _cuda(),
+        "CUDA kernels": f"dendrite_kernels._cuda: {native.build_note()}",
         "compiler": shutil.which("c++") or shutil.which("g++") or "none found (dendrite_kernels._cpu can't be built)",
         "processor": _processor(),
         "instruction set": _instruction_set(),

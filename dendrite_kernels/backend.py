@@ -15,17 +15,26 @@ from types import ModuleType
 import torch
 
 from .backends import cpu as _cpu_backend
+from .backends import cuda as _cuda_backend
 from .backends import reference as _reference_backend
 from .backends import triton as _triton_backend
 
 BACKENDS: dict[str, ModuleType] = {
     "cpu": _cpu_backend,
+    "cuda": _cuda_backend,
     "triton": _triton_backend,
     "reference": _reference_backend,
 }
 
+# No GPU has run csrc/cuda yet: until make gpu-check has, and its table says where it is the faster, Triton comes first.
+CUDA_HAS_RUN = False
+ASKED_FOR = "no GPU has run its kernels yet, so that it must be asked for"
+
 # Fastest first; whatever is not listed runs on the reference.
-DEVICE_ORDER = {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")}
+DEVICE_ORDER = {
+    "cpu": ("cpu", "reference"),
+    "cuda": ("cuda", "triton", "reference") if CUDA_HAS_RUN else ("triton", "reference"),
+}
 
 _override: ContextVar[str | None] = ContextVar("dendrite_backend", default=None)
 
@@ -36,7 +45,7 @@ class BackendUnavailable(RuntimeError):
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Runs the ops called inside on the named backend: "cpu", "triton" or "reference".
+    """Runs the ops called inside on the named backend: "cpu", "cuda", "triton" or "reference".
 
     A backward pass takes the backend in force when it runs, not the one of its forward pass.
     """
@@ -68,7 +77,9 @@ def explain(device: torch.device) -> list[tuple[str, str]]:
     chosen, rows = choose(device), []
     for name, module in BACKENDS.items():
         reason = module.why_not(device)
-        rows.append((name, "used" if module is chosen else reason or "available"))
+        unproved = module is _cuda_backend and not CUDA_HAS_RUN
+        available = f"available; {ASKED_FOR}" if unproved else "available"
+        rows.append((name, "used" if module is chosen else reason or available))
     return rows
 
 

@@ -1,6 +1,9 @@
 """Fixtures: backends and instruction sets to run on, NaN-poisoned allocations, and a warm torch."""
 
+import ctypes
 import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +15,12 @@ if not torch.cuda.is_available():
 # Deterministic algorithms, which the fixture below asks for, want this of cuBLAS before torch 2.10.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+import emulator
+
 import dendrite_kernels as dk
-from dendrite_kernels.backends import cpu, triton
+from dendrite_kernels.backends import cpu, cuda, triton
 from dendrite_kernels.ops import _register
 
 
@@ -53,6 +60,31 @@ def interpreted():
         pytest.skip(f"the interpreter can't run here: {reason}")
     with dk.use_backend("triton"):
         yield
+
+
+@pytest.fixture(scope="session")
+def emulator_path(tmp_path_factory):
+    """csrc/cuda and csrc/core built for the host (tests/emulator), once a session; a build that fails is a failure."""
+    if emulator.compiler() is None:
+        pytest.skip("no g++ here")
+    return emulator.build(tmp_path_factory.mktemp("emulator"))
+
+
+@pytest.fixture
+def emulated(emulator_path, monkeypatch):
+    """Runs the test on the CUDA backend, whose kernels are emulated, on CPU tensors; what it lacks Triton interprets.
+
+    A function that sets the order in which a block's threads run: 0 forwards, 1 backwards, 2 shuffled.
+    """
+    if triton.why_not(torch.device("cpu")) is not None:
+        pytest.skip("what the CUDA backend leaves to Triton can't be interpreted here")
+    monkeypatch.setattr(cuda.native, "_cuda", emulator.load(emulator_path))
+    monkeypatch.setattr(cuda.native, "stream", lambda: 0)
+    monkeypatch.setattr(cuda, "why_not", lambda device: None)
+    set_order = ctypes.CDLL(str(emulator_path)).set_order
+    with dk.use_backend("cuda"):
+        yield set_order
+    set_order(0)
 
 
 @pytest.fixture(autouse=True)

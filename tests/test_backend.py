@@ -57,7 +57,9 @@ def test_the_override_stays_in_its_thread():
 
 def test_unknown_names(monkeypatch):
     with (
-        pytest.raises(ValueError, match=r"use_backend: expected one of \['cpu', 'reference', 'triton'\], got 'gpu'"),
+        pytest.raises(
+            ValueError, match=r"use_backend: expected one of \['cpu', 'cuda', 'reference', 'triton'\], got 'gpu'"
+        ),
         dk.use_backend("gpu"),
     ):
         pass

@@ -5,34 +5,12 @@
 #include <cmath>
 #include <string>
 
+#include "core/address.h"
 #include "cpu/kernels.h"
 #include "cpu/pool.h"
 
-// Where a tensor's entries are: Python gives anything with data_ptr(), or None for an absent tensor.
-struct Address {
-  uintptr_t value = 0;
-};
-
-namespace pybind11::detail {
-template <> struct type_caster<Address> {
-  PYBIND11_TYPE_CASTER(Address, const_name("Tensor | None"));
-
-  bool load(handle from, bool) {
-    static PyObject* const data_ptr = PyUnicode_InternFromString("data_ptr");
-    if (from.is_none()) return true;
-    const object address = reinterpret_steal<object>(PyObject_CallMethodNoArgs(from.ptr(), data_ptr));
-    if (!address) throw error_already_set();
-    value.value = PyLong_AsSize_t(address.ptr());
-    if (PyErr_Occurred()) throw error_already_set();
-    return true;
-  }
-};
-}  // namespace pybind11::detail
-
 namespace py = pybind11;
 using namespace dk;
-
-template <class T> static T* at(Address a) { return reinterpret_cast<T*>(a.value); }
 
 template <class T> static RowGate<T> row_gate(Address bias, Address gate, Address boost, Address index, int64_t G, bool add) {
   return {at<T>(bias), at<T>(gate), at<T>(boost), at<int32_t>(index), G, add};

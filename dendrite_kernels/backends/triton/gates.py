@@ -95,22 +95,29 @@ def _winners(y, gate, bias, context_index, k, combine, boost, relu, keep_ties, z
     )  # fmt: skip
 
 
-def gated_kwinners(out, y, gate, bias, context_index, k, combine, boost, relu, ties):
-    z, kept = (ready(t) for t in out)
-    if k == 0:
-        z.zero_(), kept.zero_()
-    else:
-        args = (y, gate, bias, context_index, k, combine, boost, relu, ties == "keep")
-        _winners(*args, z, kept.view(torch.int8), None, None, None)
-    fill(out, (z, kept))
+def winners_launchers(winners):
+    """A backend's gated_kwinners and gated_kwinners_sparse around what starts its kernels."""
+
+    def gated_kwinners(out, y, gate, bias, context_index, k, combine, boost, relu, ties):
+        z, kept = (ready(t) for t in out)
+        if k == 0:
+            z.zero_(), kept.zero_()
+        else:
+            args = (y, gate, bias, context_index, k, combine, boost, relu, ties == "keep")
+            winners(*args, z, kept.view(torch.int8), None, None, None)
+        fill(out, (z, kept))
+
+    def gated_kwinners_sparse(out, y, gate, bias, context_index, k, combine, boost, relu):
+        values, indices, pre = (ready(t) for t in out)
+        if k:
+            args = (y, gate, bias, context_index, k, combine, boost, relu, False)
+            winners(*args, None, None, values, pre, indices)
+        fill(out, (values, indices, pre))
+
+    return gated_kwinners, gated_kwinners_sparse
 
 
-def gated_kwinners_sparse(out, y, gate, bias, context_index, k, combine, boost, relu):
-    values, indices, pre = (ready(t) for t in out)
-    if k:
-        args = (y, gate, bias, context_index, k, combine, boost, relu, False)
-        _winners(*args, None, None, values, pre, indices)
-    fill(out, (values, indices, pre))
+gated_kwinners, gated_kwinners_sparse = winners_launchers(_winners)
 
 
 def gated_kwinners_backward(out, grad_z, kept, y, gate, bias, context_index, combine):
