@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import zip_longest
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
@@ -29,9 +30,11 @@ _ALIGNMENT = 16  # bytes: a tensor of any dtype may begin there
 
 def default_group() -> distributed.ProcessGroup:
     """The group of all processes; RuntimeError before torch.distributed.init_process_group."""
-    if not (distributed.is_available() and distributed.is_initialized()):
+    ready = distributed.is_available() and distributed.is_initialized()
+    everyone = distributed.group.WORLD if ready else None
+    if everyone is None:
         raise RuntimeError("process_group: expected torch.distributed.init_process_group() to have been called first")
-    return distributed.group.WORLD
+    return everyone
 
 
 def checked_group(given: distributed.ProcessGroup | bool) -> distributed.ProcessGroup | None:
@@ -77,7 +80,7 @@ def broadcast_module(modules: nn.Module | Iterable[nn.Module], group: distribute
 
 def _check_alike(entries: list[str], devices: list[str], group: distributed.ProcessGroup) -> None:
     """Raises on all processes alike: one that went on alone would wait for the others in vain."""
-    given = [None] * group.size()
+    given: list[Any] = [None] * group.size()
     distributed.all_gather_object(given, (entries, devices), group=group)
     for rank, (theirs, on) in enumerate(given):
         if len(on) > 1:
@@ -211,25 +214,26 @@ class _Shared:
 
     def joined(self, parts_by_rank: list[list[Tensor]]) -> FactoredGrad:
         if self.kind == _SEGMENTS:
-            return FactoredGrad(self.p, [_joined_segments(parts_by_rank, self.own)])
-        first, second, *third = (torch.cat(parts) for parts in zip(*parts_by_rank, strict=True))
+            own = self.own.context if isinstance(self.own, SegmentFactor) else None
+            return FactoredGrad(self.p, [_joined_segments(parts_by_rank, own)])
+        first, second, third, *fourth = (torch.cat(parts) for parts in zip(*parts_by_rank, strict=True))
         units, inputs = self.p.shape
         rows, columns = (inputs, units) if self.by_input else (units, inputs)
-        other = KSparse(*third, columns) if self.both_sparse else third[0]
+        other = KSparse(third, fourth[0], columns) if self.both_sparse else third
         return FactoredGrad(self.p, [OuterFactor(KSparse(first, second, rows), other, self.by_input)])
 
 
-def _joined_segments(parts_by_rank: list[list[Tensor]], own: SegmentFactor | None) -> SegmentFactor:
+def _joined_segments(parts_by_rank: list[list[Tensor]], own: Tensor | None) -> SegmentFactor:
     """All contexts, one rank's after another's; the gradients added where contexts and winners are equal on all."""
     grads, winners, contexts = zip(*(parts for parts in parts_by_rank if len(parts[0])), strict=True)
     if all(_same_bits(ts[0], t) for ts in (contexts, winners) for t in ts[1:]):
-        # this process' own tensor: moments on a device know a context by its identity
-        return SegmentFactor(reduce(torch.add, grads), winners[0], contexts[0] if own is None else own.context)
+        # this process' own context: moments on a device know a context by its identity
+        return SegmentFactor(reduce(torch.add, grads), winners[0], contexts[0] if own is None else own)
     return SegmentFactor(torch.cat(grads), torch.cat(winners), torch.cat(contexts))
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and torch.equal(a.view(torch.int32), b.view(torch.int32))
+    return a.shape == b.shape and torch.equal(a.view(torch.uint8), b.view(torch.uint8))
 
 
 # ---- messages -------------------------------------------------------------------------------------------------------

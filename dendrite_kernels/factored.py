@@ -8,6 +8,7 @@ all others get ordinary dense gradients. Eager only: compiled code gives dense g
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -120,7 +121,7 @@ class FactoredGrad(torch.Tensor):
             cls, like.shape, strides=like.stride(), dtype=like.dtype, device=like.device
         )
 
-    def __init__(self, like: Tensor, factors=()):
+    def __init__(self, like: Tensor, factors: Iterable[OuterFactor | SegmentFactor] = ()):
         self.like, self.factors, self.dense = like.detach(), list(factors), None
 
     __torch_function__ = torch._C._disabled_torch_function_impl
@@ -136,7 +137,7 @@ class FactoredGrad(torch.Tensor):
             out += factor.to_dense(self.like)
         return out if self.dense is None else out + self.dense
 
-    def one_factor(self):
+    def one_factor(self) -> OuterFactor | SegmentFactor | None:
         """The single factor that stands for all of them, or None where there is a dense part or they do not join."""
         if self.dense is not None or not self.factors:
             return None
