@@ -354,6 +354,26 @@ def test_duty_cycles_are_averaged_so_that_boosting_is_that_of_the_joined_batch(o
     assert [RANKS * n for n in seen] == want_seen and STEPS * BATCH > RANKS * 30
 
 
+def train_interpreted(rank):
+    """train_factored with the kernels of a device, which knows a context by its identity: kept from step to step."""
+    with dk.use_backend("triton"):
+        model = make_model(torch.float32, hidden_sizes=(8,), num_segments=2)
+        optimizer = dk.optim.Adam(model, LR, process_group=rank is not None)
+        batch = some_batch("one", torch.float32)
+        for _ in range(2):
+            optimizer.zero_grad()
+            backward(model, batch if rank is None else share(batch, rank))
+            optimizer.step()
+    return values(model), optimizer.state[model.layers[0].segments.weights]["moments"].rank1
+
+
+def test_on_a_device_a_context_that_all_ranks_share_stays_one(on_two_ranks, interpreted):
+    (first, rank1), (second, other_rank1) = on_two_ranks(train_interpreted)
+    alone, want = train_interpreted(None)
+    agree((first, second), alone, atol=0.02 * LR)
+    assert rank1 and other_rank1 and want
+
+
 def protected(rank):
     """Importances and parameters of Synaptic Intelligence after two tasks."""
     model = make_model()
