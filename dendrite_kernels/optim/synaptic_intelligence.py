@@ -140,13 +140,13 @@ class SynapticIntelligence:
             self.optimizer.average_gradients()  # omega is of the gradient that the step takes
         names = [n for n, p in self.parameters.items() if p.grad is not None or (self.penalised and p.requires_grad)]
         carried = self._carried(names)
-        if carried:
-            self.optimizer.synapses = carried
+        if isinstance(self.optimizer, Adam):
+            self.optimizer.synapses, self.optimizer.averaged = carried, True
         try:
             self._step_beside([n for n in names if self.parameters[n] not in carried])
         finally:
-            if carried:
-                self.optimizer.synapses = {}
+            if isinstance(self.optimizer, Adam):
+                self.optimizer.synapses, self.optimizer.averaged = {}, False
         self._steps += bool(names)
 
     def _carried(self, names: list[str]) -> dict[Tensor, Synapses]:
