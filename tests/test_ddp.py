@@ -297,7 +297,7 @@ def average_once(rank, which):
         model.layers[0](x, context).values.sum().backward()
     own = [dense(p.grad) for p in model.parameters()]
     optimizer.average_gradients()
-    optimizer.average_gradients()  # once is enough
+    optimizer.average_gradients()  # the mean of equal means
     return (
         own,
         [dense(p.grad) for p in model.parameters()],

@@ -86,7 +86,8 @@ class Adam(torch.optim.Optimizer):
         self._masks: dict[Tensor, MaskedParameter] = {}
         self._clocks: dict[tuple, DeviceClock] = {}
         self.synapses: dict[Tensor, Synapses] = {}  # what the next step carries for SynapticIntelligence
-        self._group, self._averaged = distributed.checked_group(process_group), False
+        self._group = distributed.checked_group(process_group)
+        self.averaged = False  # SynapticIntelligence has averaged the gradients of the next step already
         self._winners = [m for top in modules for m in top.modules() if isinstance(m, (KWinners, KWinners2d))]
         if self._group is not None:
             distributed.broadcast_module(modules, self._group)
@@ -122,7 +123,6 @@ class Adam(torch.optim.Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch's, without its bookkeeping where gradients are dropped."""
-        self._averaged = False
         if not set_to_none:
             super().zero_grad(set_to_none=False)
         for group in self.param_groups:
@@ -137,8 +137,8 @@ class Adam(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._check_ownership()
-        self.average_gradients()
-        self._averaged = False
+        if not self.averaged:
+            self.average_gradients()
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
@@ -154,14 +154,13 @@ class Adam(torch.optim.Optimizer):
         return loss
 
     def average_gradients(self) -> None:
-        """Averages gradients and duty cycles over the process group now, for whoever reads them before the step.
+        """Averages gradients and duty cycles over the process group now, for whoever reads them before `step`.
 
-        `step` does it otherwise. Between the two there is to be no backward pass. Without a group, nothing happens.
+        `step` does it again, which takes its time and changes nothing but rounding. Without a group, nothing happens.
         """
-        if self._group is not None and not self._averaged:
+        if self._group is not None:
             parameters = [p for group in self.param_groups for p in group["params"]]
             distributed.average_gradients(parameters, self._group, [m.duty_cycle for m in self._winners])
-            self._averaged = True
 
     def _count_step(self, parameters: list[Tensor], group: dict, counting: set[torch.device]) -> None:
         for p in parameters:

@@ -148,18 +148,18 @@ class SynapticIntelligence:
         if closure is not None:
             raise TypeError("closure: expected none, as the gradient before each update is needed; call backward first")
         self._allocate()
-        if isinstance(self.optimizer, Adam):
-            self.optimizer.average_gradients()  # omega is of the gradient that the step takes
+        ours = self.optimizer if isinstance(self.optimizer, Adam) else None
+        if ours is not None:
+            ours.average_gradients()  # omega is of the gradient that the step takes
         names = [n for n, p in self.parameters.items() if p.grad is not None or (self.penalised and p.requires_grad)]
         carried = self._carried(names)
-        carrier: Any = self.optimizer  # our Adam, if anything is carried
-        if carried:
-            carrier.synapses = carried
+        if ours is not None:
+            ours.synapses, ours.averaged = carried, True
         try:
             self._step_beside([n for n in names if self.parameters[n] not in carried])
         finally:
-            if carried:
-                carrier.synapses = {}
+            if ours is not None:
+                ours.synapses, ours.averaged = {}, False
         self._steps += bool(names)
 
     def _carried(self, names: list[str]) -> dict[Tensor, Synapses]:
