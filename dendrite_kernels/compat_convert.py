@@ -52,8 +52,7 @@ def convert(model: nn.Module, layers: Iterable[str] = (), *, ties: str | None = 
         layers: paths, or fnmatch patterns of them ("encoder.*"), of torch.nn.Linear and Conv2d to swap as well, without
             a mask. Our SparseLinear takes x [B, I] only.
         ties: the rule of k winners, "keep" or "lowest"; None: each module's own (break_ties). With "lowest" the
-            activations of a public DendriticMLP stay k-sparse between its layers, and a weight that reads them is put
-            into input-major memory.
+            activations of a public DendriticMLP stay k-sparse between its layers.
 
     Kept: parameters (the very objects, so an optimizer goes on), buffers, requires_grad, training mode, device and
     dtype. A layer of one segment gets a new Parameter [O, 1, C] on the same memory: make its optimizer anew. Modules
@@ -70,7 +69,7 @@ def convert(model: nn.Module, layers: Iterable[str] = (), *, ties: str | None = 
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if ties not in (None, "keep", "lowest"):
         raise ValueError(f"ties: expected 'keep', 'lowest' or None, got {ties!r}")
-    named = _named_by(model, layers)
+    named = _named(model, layers)
     report = Conversion(model)
     new: dict[nn.Module, nn.Module] = {}  # a module that is used twice is swapped once
     inside: set[nn.Module] = set()  # of swapped modules
@@ -82,7 +81,7 @@ def convert(model: nn.Module, layers: Iterable[str] = (), *, ties: str | None = 
             made = _counterpart(module, path in named, ties)
         except Left as reason:
             report.left[path] = f"{type(module).__name__}: {reason}"
-            inside.update(module.modules())
+            inside.update(module.modules() if _public(module) else ())
             continue
         if made is not None:
             made.train(module.training)
@@ -101,16 +100,22 @@ def convert(model: nn.Module, layers: Iterable[str] = (), *, ties: str | None = 
     return report
 
 
-def _named_by(model: nn.Module, patterns: Iterable[str]) -> set[str]:
+def _named(model: nn.Module, patterns: Iterable[str]) -> set[str]:
+    """The paths that are named, and the plain layers that patterns match."""
     if isinstance(patterns, str):
         raise TypeError(f"layers: expected several patterns, got the string {patterns!r}; give [{patterns!r}]")
-    paths, named = [path for path, _ in model.named_modules()], set()
+    modules, named = dict(model.named_modules()), set()
     for pattern in patterns:
-        matched = {path for path in paths if fnmatchcase(path, pattern)}
+        matched = {p for p, m in modules.items() if p == pattern or (type(m) in _PLAIN and fnmatchcase(p, pattern))}
         if not matched:
-            raise ValueError(f"layers: expected a path or pattern of the model's modules, got {pattern!r}")
+            raise ValueError(f"layers: expected paths or patterns of the model's Linear and Conv2d, got {pattern!r}")
         named |= matched
     return named
+
+
+def _public(module: nn.Module) -> list[str]:
+    """The public classes by whose names the module goes, its own first."""
+    return [base.__name__ for base in type(module).__mro__ if base.__name__ in MAKERS or base.__name__ in STAY]
 
 
 def _counterpart(module: nn.Module, named: bool, ties: str | None) -> nn.Module | None:
@@ -120,15 +125,15 @@ def _counterpart(module: nn.Module, named: bool, ties: str | None) -> nn.Module 
     pruned = is_pruned(module)
     if name in STAY:
         raise Left(STAY[name])
-    if name not in MAKERS and not named and not pruned:
-        parents = [base.__name__ for base in kind.__mro__[1:] if base.__name__ in MAKERS]
-        if parents:
-            raise Left(f"a subclass of {parents[0]}, whose forward may differ")
-        if kind in _PLAIN:
+    if name not in MAKERS:
+        if _public(module):
+            raise Left(f"a subclass of {_public(module)[0]}, whose forward may differ")
+        if kind not in _PLAIN and named:
+            raise Left("named, but not exactly torch.nn.Linear or Conv2d")
+        if kind not in _PLAIN:
+            return None
+        if not named and not pruned:
             raise Left("not named in layers")
-        return None
-    if name not in MAKERS and kind not in _PLAIN:
-        raise Left("named, but not exactly torch.nn.Linear or Conv2d")
     _check_unhooked(module, pruned)
     return MAKERS[name](module, ties) if name in MAKERS else from_plain(module)
 
@@ -158,6 +163,8 @@ def _fuse_winners(path: str, network: Any, report: Conversion) -> None:
     layers, winners = network._layers, getattr(network, "_activations", None)
     if not isinstance(winners, nn.ModuleList) or len(winners) != len(layers):
         return
+    if len({*layers, *winners}) < 2 * len(layers):  # one that is used twice would choose twice
+        return
     dot = f"{path}." if path else ""
     for i, (layer, act) in enumerate(zip(layers, winners, strict=True)):
         alone = isinstance(layer, DendriticLinear) and layer.kwinners is None and not layer.relu
@@ -166,8 +173,6 @@ def _fuse_winners(path: str, network: Any, report: Conversion) -> None:
         readers = [layers[i + 1]] if i + 1 < len(layers) else _output_layers(network)
         act.sparse = act.ties == "lowest" and bool(readers) and all(isinstance(r, SparseLinear) for r in readers)
         layer.kwinners, winners[i] = act, nn.Identity()
-        for reader in readers if act.sparse else ():
-            _store_by_input(reader)
         form = "k-sparse" if act.sparse else "dense"
         for p in (f"{dot}_layers.{i}", f"{dot}_activations.{i}"):
             if p in report.swapped:
@@ -179,13 +184,3 @@ def _output_layers(network: nn.Module) -> list[nn.Module]:
     heads = getattr(network, "_output_layers", None)
     heads = list(heads) if isinstance(heads, nn.ModuleList) else [getattr(network, "_output_layer", None)]
     return [head[0] if isinstance(head, nn.Sequential) and len(head) else head for head in heads]
-
-
-def _store_by_input(layer: Any) -> None:
-    """The same Parameter in the memory order that a k-sparse x reads fastest."""
-    if layer.input_major:
-        return
-    layer.input_major = True
-    layer.weight.data = layer.weight.data.T.contiguous().T
-    if layer.weight_mask is not None:
-        layer.weight_mask = layer.weight_mask.T.contiguous().T

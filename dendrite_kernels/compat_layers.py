@@ -41,12 +41,12 @@ def _mask(module: Any, weight: Tensor) -> Tensor | None:
     return torch.empty_like(weight, dtype=torch.bool).copy_(zero == 0) if zero.any() else None
 
 
-def _take(ours: MaskedParameter, weight: Any, bias: Any, mask: Tensor | None, sparsity: float) -> None:
+def _take(ours: MaskedParameter, weight: Any, bias: Any, mask: Tensor | None) -> None:
     """Puts parameters and mask into a layer that was made without memory (on the meta device)."""
     setattr(ours, ours.masked_name, weight)
     setattr(ours, "biases" if isinstance(ours, DendriteSegments) else "bias", bias)
-    ours.sparsity = float(sparsity)
     ours.set_mask(mask)
+    ours.sparsity = ours.masked_share
 
 
 def _inner(module: Any, kind: type) -> Any:
@@ -80,7 +80,7 @@ def _sparse(kind: type, module: Any, ties: str | None) -> Any:
     _check_children(module, {"module"})
     layer = _inner(module, kind)
     ours = _empty(layer)
-    _take(ours, layer.weight, layer.bias, _mask(module, layer.weight), module.sparsity)
+    _take(ours, layer.weight, layer.bias, _mask(module, layer.weight))
     return ours
 
 
@@ -101,13 +101,13 @@ def from_plain(layer: Any) -> SparseLinear | SparseConv2d:
         raise Left("its weight or bias is not a plain parameter (a parametrization, or a pruned bias)")
     _check_padding(layer)
     ours = _empty(layer)
-    _take(ours, weight, layer.bias, mask, 0.0 if mask is None else 1 - float(mask.float().mean()))
+    _take(ours, weight, layer.bias, mask)
     return ours
 
 
 def _check_children(module: Any, known: set[str]) -> None:
     """A child that the public class does not have may change what forward computes."""
-    if strange := [name for name, child in module.named_children() if child is not None and name not in known]:
+    if strange := [name for name, _ in module.named_children() if name not in known]:
         raise Left(f"has a part {strange[0]!r} that the public class does not have")
 
 
@@ -151,8 +151,8 @@ def _with_segments(module: Any, layer: Any, dendrite: str, weights: Any, biases:
         else:
             shape = (layer.in_features, layer.out_features, *weights.shape[1:], layer.bias is not None)
             ours = DendriticLinear(*shape, **options)
-    _take(ours, layer.weight, layer.bias, _mask(module, layer.weight), module.sparsity)
-    _take(ours.segments, weights, biases, keep, module.segments.sparsity)
+    _take(ours, layer.weight, layer.bias, _mask(module, layer.weight))
+    _take(ours.segments, weights, biases, keep)
     return ours
 
 
@@ -162,7 +162,7 @@ def _no_segment(module: Any, ties: str | None) -> DendriticLinear:
     layer = _inner(module, nn.Linear)
     with torch.device("meta"):
         ours = DendriticLinear(layer.in_features, layer.out_features, 0, 0, layer.bias is not None, dendrite="none")
-    _take(ours, layer.weight, layer.bias, _mask(module, layer.weight), module.sparsity)
+    _take(ours, layer.weight, layer.bias, _mask(module, layer.weight))
     return ours
 
 
@@ -196,7 +196,7 @@ def _winner_options(module: Any, units: int, ties: str | None) -> dict[str, Any]
         "boost_strength": float(_attribute(module, "boost_strength", Tensor)),
         "boost_strength_factor": _attribute(module, "boost_strength_factor", (float, int)),
         "duty_cycle_period": _attribute(module, "duty_cycle_period", int),
-        "relu": getattr(module, "relu", False),
+        "relu": bool(getattr(module, "relu", False)),
         # without the option it is an older class, which has exactly k winners
         "ties": ties or ("lowest" if getattr(module, "break_ties", True) else "keep"),
     }
@@ -229,9 +229,7 @@ MAKERS: dict[str, Callable[..., Any]] = {
     "BiasingDendriticLayer": partial(_dendritic, nn.Linear, *_BIAS),
     "OneSegmentDendriticLayer": _one_segment,
     "ZeroSegmentDendriticLayer": _no_segment,
-    "AbsoluteMaxGatingDendriticLayer2d": partial(
-        _dendritic, nn.Conv2d, "abs_max_gate", _ABS_MAX[0], _ABS_MAX[1] + "2d"
-    ),
+    "AbsoluteMaxGatingDendriticLayer2d": partial(_dendritic, nn.Conv2d, *_ABS_MAX),
     "GatingDendriticLayer2d": partial(_dendritic, nn.Conv2d, *_MAX),
     "KWinners": _winners,
     "KWinners2d": _winners2d,

@@ -96,7 +96,6 @@ def test_what_flows_between_the_layers(ties, between):
     model._layers[1].register_forward_pre_hook(lambda module, args: seen.append(type(args[0])))
     model(*batch())
     assert seen == [between]
-    assert [layer.input_major for layer in model._layers] == [False, ties == "lowest"]
 
 
 def test_parameters_buffers_modes_and_gradients_stay():
@@ -169,11 +168,18 @@ def test_one_segment_with_a_bias():
     assert_same_bits(mine.segments.weight_mask[:, 0], theirs.segments.zero_mask == 0)
 
 
-@pytest.mark.parametrize("kind", [public.AbsoluteMaxGatingDendriticLayer2d, public.GatingDendriticLayer2d])
+CONVOLUTIONS = {
+    public.AbsoluteMaxGatingDendriticLayer2d: "abs_max_gate",
+    public.GatingDendriticLayer2d: "max_gate",
+}
+
+
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
 def test_convolutions_with_gated_channels(kind):
     conv = nn.Conv2d(4, 6, (3, 2), stride=2, padding=1, dilation=(1, 2), groups=2, bias=False)
     theirs = kind(conv, 3, 5, 0.5, 0.4)
     mine = compat.convert(theirs).model
+    assert isinstance(mine, dk.nn.DendriticConv2d) and mine.dendrite == CONVOLUTIONS[kind]
     x, context = torch.randn(7, 4, 8, 9), torch.randn(7, 5)
     assert_close(mine(x, context), theirs(x, context), terms=64)
     assert_close(mine(x, context[:1]), theirs(x, context[:1].expand(7, 5)), terms=64)
@@ -256,6 +262,15 @@ class Unknown(public.SparseWeights):
         return super().forward(x) + 1
 
 
+class BoostedDendritesAbsMaxGate1d(nn.Module):
+    pass
+
+
+def pruned_bias(layer):
+    torch_prune.l1_unstructured(layer, "weight", 0.5)
+    return torch_prune.l1_unstructured(layer, "bias", 0.5)
+
+
 def hooked(module):
     module.register_forward_hook(lambda *args: None)
     return module
@@ -299,6 +314,8 @@ LEFT = {
         public.KWinners(8, 0.5), percent_on=None
     ),
     "gives the activations of all segments, ours the gate": lambda: public.DendriteSegments(3, 2, 5, 0.0),
+    "boosted segments have no counterpart": lambda: BoostedDendritesAbsMaxGate1d(),
+    "its weight or bias is not a plain parameter": lambda: pruned_bias(nn.Linear(4, 3)),
     "not named in layers": lambda: nn.Linear(4, 3),
 }
 
@@ -319,7 +336,7 @@ def test_layers_by_name_and_pattern():
     x, image = torch.randn(5, 4), torch.randn(2, 2, 5, 5)
     before = [model["second"](x), model["conv"](image)]
     state = torch.get_rng_state()
-    report = compat.convert(model, ["*t", "second", "conv", "tanh"])
+    report = compat.convert(model, ["*t", "sec*", "conv", "tanh"])
     assert torch.equal(torch.get_rng_state(), state)  # nothing was drawn
     assert list(report.swapped) == ["first", "second", "conv"]
     assert report.left == {
@@ -331,8 +348,30 @@ def test_layers_by_name_and_pattern():
     assert str(report).splitlines()[0] == "swapped 3, left 2"
 
 
+def test_a_star_names_every_plain_layer_and_nothing_else():
+    model = nn.Sequential(nn.Sequential(nn.Linear(4, 3), nn.Tanh()), public.SparseWeights(nn.Linear(3, 2), 0.5))
+    report = compat.convert(model, ["*"])
+    assert list(report.swapped) == ["0.0", "1"] and not report.left
+    model = nn.Sequential(nn.Sequential(public.KWinners(4, 0.5)))
+    report = compat.convert(model, ["0"])  # a container that is named is left, what is in it is not
+    assert list(report.swapped) == ["0.0"] and list(report.left) == ["0"]
+
+
+@pytest.mark.parametrize("which", ["_layers", "_activations"])
+def test_winners_stay_outside_layers_that_are_used_twice(which):
+    model = public.DendriticMLP((6, 6, 6, 2), 3, 7, 0.5, break_ties=True).double()
+    getattr(model, which)[1] = getattr(model, which)[0]
+    mine = copy.deepcopy(model)
+    compat.convert(mine)
+    x, context = torch.randn(5, 6, dtype=torch.float64), torch.randn(5, 7, dtype=torch.float64)
+    assert isinstance(mine._layers[0], dk.nn.DendriticLinear) and mine._layers[0].kwinners is None
+    assert_close(mine(x, context), model(x, context), terms=256)
+
+
 def test_mistakes_are_named():
-    with pytest.raises(ValueError, match=r"layers: expected a path or pattern of the model's modules, got 'hed'"):
+    with pytest.raises(
+        ValueError, match="layers: expected paths or patterns of the model's Linear and Conv2d, got 'hed'"
+    ):
         compat.convert(nn.Sequential(nn.Linear(2, 2)), ["hed"])
     with pytest.raises(TypeError, match="layers: expected several patterns, got the string 'head'"):
         compat.convert(nn.Linear(2, 2), "head")
