@@ -12,7 +12,7 @@ Iterative magnitude pruning (layer by layer, back to the start after each level)
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -44,9 +44,9 @@ def random_mask(shape: tuple[int, ...], sparsity: float, generator: torch.Genera
 class MaskedParameter(nn.Module):
     """A module with one weight under a mask. `weight_mask` is None where nothing is masked."""
 
-    weight_mask: Tensor | None
     masked_name = "weight"
     prunable = True  # whether pruning a model prunes this weight
+    weight_mask: Tensor | None
 
     @property
     def masked_weight(self) -> nn.Parameter:
@@ -61,7 +61,7 @@ class MaskedParameter(nn.Module):
         if self.weight_mask is not None:
             rezero_(self.masked_weight, self.weight_mask)
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(self, state_dict, prefix, *args):
         if self.weight_mask is None and f"{prefix}weight_mask" in state_dict:  # of a layer that was pruned
             self.weight_mask = torch.empty_like(self.masked_weight, dtype=torch.bool)
         super()._load_from_state_dict(state_dict, prefix, *args)
