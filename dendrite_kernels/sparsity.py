@@ -12,7 +12,7 @@ Iterative magnitude pruning (layer by layer, back to the start after each level)
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -46,10 +46,10 @@ def random_mask(shape: tuple[int, ...], sparsity: float, generator: torch.Genera
 class MaskedParameter(NotScriptable, Versioned):
     """A module with one weight under a mask. `weight_mask` is None where nothing is masked."""
 
-    weight_mask: Tensor | None
     sparsity: float  # as asked for
     masked_name = "weight"
     prunable = True  # whether pruning a model prunes this weight
+    weight_mask: Tensor | None
 
     @property
     def masked_weight(self) -> nn.Parameter:
@@ -74,7 +74,7 @@ class MaskedParameter(NotScriptable, Versioned):
         row = weight[0].numel() if weight.dim() == 4 else weight.shape[-1]
         return self.sparsity if abs(share - self.sparsity) * row <= 0.6 else share  # up to the rounding of a row
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(self, state_dict, prefix, *args):
         if self.weight_mask is None and f"{prefix}weight_mask" in state_dict:  # of a layer that was pruned
             self.weight_mask = torch.empty_like(self.masked_weight, dtype=torch.bool)
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -141,8 +141,8 @@ def ops(rows: list[dict]) -> str:
     headings = ("op", "shape", "ours, ms", "rival", "its ms", "its time over ours")
     return f"""## Ops against what a user would pick instead
 
-Medians of `make bench`, the rivals of one op on the same inputs in one run; below 1, in bold, the rival is faster.
-{origin(rows[0])}.
+Medians of `make bench` (`bench/rows.py` keeps them), the rivals of one op on the same inputs in one run; below 1, in
+bold, the rival is faster. {origin(rows[0])}.
 
 {markdown(headings, lines)}
 """

@@ -10,6 +10,7 @@ import docstrings
 import performance
 import pictures
 import pytest
+import rows
 import torch
 
 import dendrite_kernels as dk
@@ -109,6 +110,23 @@ def test_races_are_told_as_they_ended():
         "| lost | B = 1 | 2.000 | topk | 1.000 | **0.50** |",
         "| lost | B = 1 | 2.000 | csr | 8.000 | 4.00 |",
     ]
+
+
+def test_rows_of_a_run_are_what_the_page_reads():
+    about = {key: ABOUT[key] for key in ("threads", "commit", "versions")}
+    run = {
+        "datetime": ABOUT["finished"],
+        "benchmarks": [
+            {
+                "group": "g",
+                "extra_info": {"label": "ours", "shape": "s", **about},
+                "stats": {"median": 2e-3, "rounds": 7},
+            },
+            {"group": "g", "extra_info": {}, "stats": {"median": 1.0, "rounds": 1}},
+        ],
+    }
+    (row,) = rows.rows(run)
+    assert row == {"group": "g", "label": "ours", "shape": "s", **ABOUT, "median_ms": 2.0, "rounds": 7}
 
 
 def test_losses_are_named():
