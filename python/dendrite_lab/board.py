@@ -38,10 +38,11 @@ class Board:
         self._bar = _progress()
         self._lines: dict[int, TaskID] = {}
         self._done = dict.fromkeys(self.jobs, 0)
+        self._ended = 0
         self._all = None
         if len(self.jobs) > 1:
             steps = sum(job.config.steps for job in self.jobs.values())
-            self._all = self._bar.add_task(f"{len(self.jobs)} runs", total=steps, what="")
+            self._all = self._bar.add_task(f"{len(self.jobs)} runs", total=steps, what="none ended")
 
     def __enter__(self) -> Board:
         self._bar.start()
@@ -56,6 +57,7 @@ class Board:
         if isinstance(event, Step):
             self._step(job, event)
             return
+        self._ended += 1
         if event.seed in self._lines:
             self._bar.remove_task(self._lines.pop(event.seed))
         if isinstance(event, Landed):
@@ -74,8 +76,7 @@ class Board:
     def _count(self, seed: int, steps: int) -> None:
         self._done[seed] = steps
         if self._all is not None:
-            ended = len(self.jobs) - len(self._lines)
-            self._bar.update(self._all, completed=sum(self._done.values()), what=f"{ended}")
+            self._bar.update(self._all, completed=sum(self._done.values()), what=f"{self._ended} ended")
 
 
 def _land(job: Job, row: dict) -> None:

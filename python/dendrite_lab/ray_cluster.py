@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -78,9 +79,17 @@ def _connect(address: str) -> None:
         return
     ours = {name: value for name, value in os.environ.items() if name.startswith("DENDRITE_")}
     try:
+        _check_answers(address)
         ray.init(address, runtime_env={"env_vars": ours}, **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise LabError(f"--address {address}: no Ray cluster answers there ({error})") from None
+
+
+def _check_answers(address: str) -> None:
+    """Raises OSError where nothing listens at host:port: Ray would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _check_room(wanted: dict[str, int]) -> None:

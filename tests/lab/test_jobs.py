@@ -113,6 +113,7 @@ def test_a_board_saves_rows_forgets_states_and_counts(config, tmp_path, capsys):
             board.tell(event)
         (everything, first) = board._bar.tasks
         assert (everything.completed, everything.total) == (10 + 72 + 72, 3 * 72)
+        assert everything.fields["what"] == "2 ended"
         assert (first.description, first.completed) == ("prototype_10, seed 0", 10)
     assert results.read_rows(tmp_path) == [row] and board.failed == [2]
     assert sorted(path.name[13:18] for path in tmp_path.glob("*.pt")) == ["seed0", "seed2"]
