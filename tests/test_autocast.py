@@ -47,7 +47,7 @@ def test_gates_and_winners_are_chosen_in_float32(implementation, half, given):
     values, indices, _ = ref.gated_kwinners_sparse(y.float(), gate, bias.float(), INDEX, 5)
     assert_same_bits(sparse.values, values)
     assert torch.equal(sparse.indices, indices)
-    assert_same_bits(image, ref.kwinners2d(y.float().view(6, 5, 3, 2), 7))
+    assert_same_bits(image, ref.kwinners2d(y.float().view(6, 5, 3, 2), k=7)[0])
     want, want_winner = dk.segment_gate(context.float(), segments)
     assert_same_bits(made, want)
     assert torch.equal(winner, want_winner)

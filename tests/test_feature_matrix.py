@@ -68,7 +68,7 @@ def printed(request):
     request.config.pluginmanager.register(Summary())
 
 
-@pytest.mark.parametrize("case, column", cells())
+@pytest.mark.parametrize("case, column", list(cells()))
 def test_cell(case, column):
     check = OTHERWISE.get((case.name, column), {**COLUMNS, **OF_MODULES}[column])
     words = refusal(case, column)
