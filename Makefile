@@ -92,4 +92,4 @@ bench: $(READY)
 	$(BIN)/python -m pytest bench --benchmark-disable-gc --benchmark-columns=median,iqr,rounds --benchmark-json=$(RUNS)/bench.json
 
 clean:
-	rm -rf $(VENV) build *.egg-info dendrite_kernels/*.so
+	rm -rf $(VENV) build dist docs/_generated *.egg-info dendrite_kernels/*.so

@@ -26,7 +26,8 @@ def public_functions():
     for module in map(importlib.import_module, MODULES):
         for name in getattr(module, "__all__", vars(module)):
             value = getattr(module, name)
-            if not getattr(value, "__module__", "").startswith("dendrite_kernels") or name.startswith("_"):
+            home = "dendrite_kernels" if hasattr(module, "__all__") else module.__name__  # imports are not its own
+            if name.startswith("_") or not getattr(value, "__module__", "").startswith(home):
                 continue
             if inspect.isfunction(value):
                 yield name, value
