@@ -269,6 +269,9 @@ BROKEN = {
     "'_layers.1.module.bias': expected shape (14,), got (3,)": lambda s: s.update(
         {"_layers.1.module.bias": torch.zeros(3)}
     ),
+    "'_layers.0.module.weight': expected shape (16, 12), got (12, 16)": lambda s: s.update(
+        {"_layers.0.module.weight": torch.zeros(12, 16)}
+    ),
     "'_layers.0.module.bias': expected torch.float32, got torch.int64": lambda s: s.update(
         {"_layers.0.module.bias": torch.zeros(16, dtype=torch.int64)}
     ),
