@@ -222,6 +222,8 @@ def report(
     for kind in (figures, cifar_figures, si_figures, tickets_figures):
         for path in kind.draw_all(rows, out):
             console.print(f"plot: {path.resolve()}", soft_wrap=True)
+    for why in reports.not_drawn(rows, out):
+        console.print(f"not drawn: {why}", soft_wrap=True)
 
 
 def _pairs(changes: list[str]) -> dict[str, str]:

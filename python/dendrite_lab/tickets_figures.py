@@ -1,4 +1,4 @@
-"""Figures 6 and 7 of Bain 2022 from result rows: tickets by density, and under noise."""
+"""Figures 2, 6 and 7 of Bain 2022: examples of noise, and from result rows tickets by density and under noise."""
 
 from __future__ import annotations
 
@@ -7,21 +7,55 @@ from statistics import mean
 
 import matplotlib.pyplot as plt
 
+from . import datasets
 from .config import EXPERIMENTS
 from .figures import saved
+from .images import MEAN, STD
+from .noise import bright_pixels, pixel_order
 from .report import grouped, interval
 from .results import as_configured
+from .tickets import flat_images
 from .tickets_experiment import Tickets
+
+EXAMPLES = 3
 
 
 def draw_all(rows: list[dict], folder: Path) -> list[Path]:
-    """Draws both figures of each experiment that has rows, as PNG files in the folder."""
+    """Draws the figures of each experiment that has rows, as PNG files in the folder; examples of data that is here."""
     ours = [r for r in rows if as_configured(r) and isinstance(EXPERIMENTS[r["experiment"]], Tickets)]
     paths = []
     for name, group in grouped(ours, lambda row: row["experiment"]).items():
         paths.append(saved(by_density(group, name), folder / f"{name}.png"))
         paths.append(saved(under_noise(group, name), folder / f"{name}_noise.png"))
+    for dataset, group in grouped(ours, lambda row: row["config"]["dataset"]).items():
+        if datasets.is_here(dataset):
+            images = datasets.load(dataset).test_images
+            shares = max((row["config"]["noise"] for row in group), key=len)
+            paths.append(saved(examples(images, shares, dataset), folder / f"noise_{dataset}.png"))
     return paths
+
+
+def examples(images, shares: list[float], title: str):
+    """The first images, uint8, under each share of bright pixels, as networks get them (figure 2)."""
+    x = flat_images(images[:EXAMPLES])
+    order = pixel_order(*x.shape, seed=0)
+    size = (1.1 * len(shares), 1.3 * EXAMPLES)
+    figure, panels = plt.subplots(EXAMPLES, len(shares), figsize=size, squeeze=False, constrained_layout=True)
+    for column, share in zip(panels.T, shares, strict=True):
+        for axes, pixels in zip(column, bright_pixels(x, share, order), strict=True):
+            axes.imshow(_shown(pixels), cmap="gray", vmin=float(x.min()), vmax=float(x.max()))
+            axes.axis("off")
+        column[0].set_title(f"{100 * share:.0f} %", fontsize="small")
+    figure.suptitle(f"{title}: share of pixels set to two deviations above the mean", fontsize="small")
+    return figure
+
+
+def _shown(pixels):
+    """A normalised image for imshow: [28, 28] of MNIST, or RGB [32, 32, 3] within 0 and 1."""
+    if pixels.numel() == 784:
+        return pixels.view(28, 28).numpy()
+    colours = pixels.view(3, 32, 32).permute(1, 2, 0).numpy() * STD + MEAN
+    return colours.clip(0, 1)
 
 
 def by_density(rows: list[dict], title: str):
