@@ -79,15 +79,21 @@ def tickets_table(rows: list[dict]) -> Table | None:
     found = [row for row in rows if "winning" in row and as_configured(row)]
     if not found:
         return None
-    columns = ("experiment", "seeds", "weights left", "winning", "random")
+    columns = ("experiment", "seeds", "weights left", "winning (95 %)", "random (95 %)")
     out = Table(*columns, title="lottery tickets, test accuracy, %", padding=(0, 0), pad_edge=False)
     for name, group in grouped(found, lambda row: row["experiment"]).items():
         config = EXPERIMENTS[name]
         for level in sorted({0, *map(config.level_of, config.noisy_densities), config.levels - 1}):
             left = f"{100 * group[0]['winning'][level]['density']:.1f} %"
-            cells = (f"{100 * mean(r[kind][level]['accuracy'] for r in group):.2f}" for kind in _kinds(level))
+            cells = (_mean_and_interval([r[kind][level]["accuracy"] for r in group]) for kind in _kinds(level))
             out.add_row(name, str(len(group)), left, *cells)
     return out
+
+
+def _mean_and_interval(accuracies: list[float]) -> str:
+    ends = interval(accuracies)
+    between = "" if ends is None else f" ({'-'.join(f'{100 * end:.2f}' for end in ends)})"
+    return f"{100 * mean(accuracies):.2f}{between}"
 
 
 def _kinds(level: int) -> tuple[str, ...]:

@@ -65,9 +65,7 @@ def by_density(rows: list[dict], title: str):
         levels = [found for found in zip(*(row[kind] for row in rows), strict=True) if None not in found]
         left = [100 * found[0]["density"] for found in levels]
         accuracies = [[one["accuracy"] for one in found] for found in levels]
-        (line,) = axes.plot(left, [mean(values) for values in accuracies], ".-", label=f"{kind} ({len(rows)})")
-        ends = [interval(values) or (values[0], values[0]) for values in accuracies]
-        axes.fill_between(left, *zip(*ends, strict=True), color=line.get_color(), alpha=0.2)
+        _line(axes, left, accuracies, f"{kind} ({len(rows)})")
     axes.set(xscale="log", xlabel="weights left, %", ylabel="test accuracy", title=title)
     axes.invert_xaxis()
     axes.grid(alpha=0.3)
@@ -84,9 +82,15 @@ def under_noise(rows: list[dict], title: str):
             if found[0] is None or "noise_accuracy" not in found[0]:
                 continue
             name = "dense" if found[0]["density"] == 1 else f"{kind}, {100 * found[0]['density']:.0f} %"
-            lines = zip(*(one["noise_accuracy"] for one in found), strict=True)
-            axes.plot(shares, [mean(values) for values in lines], ".-", label=name)
+            _line(axes, shares, list(zip(*(one["noise_accuracy"] for one in found), strict=True)), name)
     axes.set(xlabel="share of pixels set to two deviations above the mean", ylabel="test accuracy", title=title)
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
+
+
+def _line(axes, places: list[float], accuracies: list, label: str) -> None:
+    """Means of the runs' accuracies at each place, and their intervals."""
+    (line,) = axes.plot(places, [mean(values) for values in accuracies], ".-", label=label)
+    ends = [interval(list(values)) or (values[0], values[0]) for values in accuracies]
+    axes.fill_between(places, *zip(*ends, strict=True), color=line.get_color(), alpha=0.2)
