@@ -1,4 +1,4 @@
-"""`dendrite-lab list | run | sweep | report`."""
+"""`dendrite-lab list | run | grid | sweep | report`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import typer
 from rich.table import Column, Table
 
 from . import engines, published
+from . import grid as grids
 from . import sweep as sweeps
 from .board import Board, console, errors, say_error
 from .config import EXPERIMENTS, LARGEST_SEED, Configuration, experiment
@@ -156,6 +157,32 @@ def _unfinished(config: Configuration, seeds: range, out: Path, resume: bool, de
 
 
 @app.command()
+def grid(
+    name: Annotated[str, typer.Argument(help="An experiment with a grid: split_cifar100_cnn and its like.")],
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of every run.")] = 0,
+    out: Out = Path("runs"),
+    data: Data = None,
+    changes: Annotated[list[str] | None, typer.Option("--set", help="key=value, at every point of the grid.")] = None,
+) -> None:
+    """Runs an experiment at each point of the grid that its source searched; the same command goes on later."""
+    config = experiment(name, _pairs(changes or []))
+    points = grids.points(config)
+    todo = [Job(point, seed, out, resume=True) for point in points if seed not in finished_seeds(out, point)]
+    console.print(f"{name}: {len(points)} points, {len(todo)} to run")
+    try:
+        for job in todo:  # one after the other: their states have the same name
+            with Board([job]) as board:
+                engines.carry_out([job], engines.Options(data=data), board.tell)
+            if board.failed:
+                raise typer.Exit(1)
+    except KeyboardInterrupt:
+        errors.print("stopped; the same command goes on after the last finished task")
+        raise typer.Exit(130) from None
+    reached = [row for row in read_rows(out) if row["config"] in [point.to_dict() for point in points]]
+    console.print(grids.table(config, reached))
+
+
+@app.command()
 def sweep(
     budget: Annotated[str, typer.Option(help="Time for all runs together: 90s, 150m, 1h30m.")],
     plan: Annotated[Path, typer.Option(help="A line an experiment, with its number of seeds.")] = sweeps.PLAN,
@@ -222,6 +249,8 @@ def report(
     for kind in (figures, cifar_figures, si_figures, tickets_figures):
         for path in kind.draw_all(rows, out):
             console.print(f"plot: {path.resolve()}", soft_wrap=True)
+    for why in reports.not_drawn(rows, out):
+        console.print(f"not drawn: {why}", soft_wrap=True)
 
 
 def _pairs(changes: list[str]) -> dict[str, str]:

@@ -44,6 +44,11 @@ class Configuration:
         """What a reader of its results must know: that another data set stands in for the paper's, say."""
         return None
 
+    @property
+    def grid(self) -> dict[str, tuple]:
+        """field -> the values that the source's search tried; empty where it made none."""
+        return {}
+
     def checks(self) -> None:
         """Raises LabError for values that no run could use."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .cifar import CIFAR, FOLDERS, load_cifar
-from .data import MNIST, Say, load_mnist
+from .data import MNIST, Say, default_folder, load_mnist
 
 
 def load(name: str, folder: Path | None = None, say: Say = print) -> MNIST | CIFAR | tuple[CIFAR, CIFAR]:
@@ -21,3 +21,9 @@ def load(name: str, folder: Path | None = None, say: Say = print) -> MNIST | CIF
         loaded = {one: load_cifar(one, folder and folder / FOLDERS[one][0], say) for one in both}
         return loaded["cifar10"], loaded["cifar100"]
     return load_cifar(name, folder, say)
+
+
+def is_here(name: str) -> bool:
+    """Whether the default folder of "mnist", "cifar10" or "cifar100" has anything in it, so that none is fetched."""
+    folder = default_folder(FOLDERS[name][0] if name in FOLDERS else name)
+    return folder.is_dir() and any(folder.iterdir())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from pathlib import Path
 from statistics import mean
 
 import numpy as np
@@ -11,7 +12,7 @@ from rich.table import Column, Table
 from rich.text import Text
 from scipy.stats import bootstrap
 
-from . import published
+from . import datasets, published
 from .config import EXPERIMENTS
 from .results import as_configured
 from .sweep import estimate
@@ -36,7 +37,9 @@ def grouped(rows: list[dict], key: Callable[[dict], object]) -> dict:
 def table(rows: list[dict]) -> Table:
     """Mean accuracy by experiment, with its interval, seeds, times and the published value."""
     headings = ("seeds", "ours", "95 %", "published", "diff.", "train + test")
-    columns = [Column("experiment", no_wrap=True), *(Column(h, justify="right", no_wrap=True) for h in headings)]
+    # where a terminal is narrow, a name is folded and no number is cut
+    name_column = Column("experiment", overflow="fold")
+    columns = [name_column, *(Column(h, justify="right", no_wrap=True) for h in headings)]
     out = Table(*columns, title="mean accuracy over all tasks after the last, %", padding=(0, 0), pad_edge=False)
     for name, group in grouped(rows, lambda row: row["experiment"]).items():
         named = [row for row in group if as_configured(row)]
@@ -76,19 +79,37 @@ def tickets_table(rows: list[dict]) -> Table | None:
     found = [row for row in rows if "winning" in row and as_configured(row)]
     if not found:
         return None
-    columns = ("experiment", "seeds", "weights left", "winning", "random")
+    columns = ("experiment", "seeds", "weights left", "winning (95 %)", "random (95 %)")
     out = Table(*columns, title="lottery tickets, test accuracy, %", padding=(0, 0), pad_edge=False)
     for name, group in grouped(found, lambda row: row["experiment"]).items():
         config = EXPERIMENTS[name]
         for level in sorted({0, *map(config.level_of, config.noisy_densities), config.levels - 1}):
             left = f"{100 * group[0]['winning'][level]['density']:.1f} %"
-            cells = (f"{100 * mean(r[kind][level]['accuracy'] for r in group):.2f}" for kind in _kinds(level))
+            cells = (_mean_and_interval([r[kind][level]["accuracy"] for r in group]) for kind in _kinds(level))
             out.add_row(name, str(len(group)), left, *cells)
     return out
 
 
+def _mean_and_interval(accuracies: list[float]) -> str:
+    ends = interval(accuracies)
+    between = "" if ends is None else f" ({'-'.join(f'{100 * end:.2f}' for end in ends)})"
+    return f"{100 * mean(accuracies):.2f}{between}"
+
+
 def _kinds(level: int) -> tuple[str, ...]:
     return ("winning", "random") if level else ("winning",)  # dense, they are the same
+
+
+def not_drawn(rows: list[dict], folder: Path) -> list[str]:
+    """Figures that rows ask for and that lack what they show, and why."""
+    out = []
+    for row in rows:
+        if "activations" in row and not (folder / row["activations"]).exists():
+            out.append(f"{row['experiment']}, seed {row['seed']}: no heat map: {row['activations']} is not in {folder}")
+    for dataset in sorted({row["config"]["dataset"] for row in rows if "winning" in row and as_configured(row)}):
+        if not datasets.is_here(dataset):
+            out.append(f"no examples of noise: {dataset} is not in $DENDRITE_DATA")
+    return out
 
 
 def not_run(rows: list[dict]) -> Table:

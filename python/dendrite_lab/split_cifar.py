@@ -15,7 +15,7 @@ CHOICES = {
 }
 CLASSES = {"cifar100": 100, "cifar10": 10}
 TRAIN_SAMPLES = 50000  # of either data set
-GRID = {"lr": (1e-5, 1e-4, 1e-3), "batch_size": (32, 64, 128)}  # values of the source's searches, for --set
+GRID = {"lr": (1e-5, 1e-4, 1e-3), "batch_size": (32, 64, 128)}  # the source's searches
 CNN_GRID = {**GRID, "weight_decay": (0.0, 1e-5, 1e-4)}
 SPARSE_GRID = {
     **GRID,
@@ -55,6 +55,11 @@ class SplitCIFAR(Configuration):
     def plain(self) -> bool:
         """Whether nothing of the network is sparse or dendritic."""
         return not self.segments and self.conv_percent_on == self.fc_percent_on == self.weight_density == 1
+
+    @property
+    def grid(self) -> dict[str, tuple]:
+        """The values of the source's search."""
+        return CNN_GRID if self.plain else SPARSE_GRID
 
     @property
     def task_samples(self) -> int:

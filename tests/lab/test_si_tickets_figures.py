@@ -1,9 +1,13 @@
 """What the figures and tables of Synaptic Intelligence and of lottery tickets show, from rows made up."""
 
+import io
+
 import numpy as np
 import pytest
+import torch
 from dendrite_lab import report, si_figures, tickets_figures
 from dendrite_lab.config import experiment
+from rich.console import Console
 
 CURVE = {"1": [0.9], "2": [0.8, 1.0], "3": [0.6, 0.8, 1.0]}
 
@@ -73,15 +77,53 @@ def test_tickets_by_density_and_under_noise():
     np.testing.assert_allclose(lines(axes)[0][[0, 10]], [[0, 0.901], [0.5, 0.401]])
 
 
+@pytest.mark.parametrize("shape", [(5, 784), (5, 3, 32, 32)])
+def test_examples_of_noise_have_as_many_bright_pixels(shape):
+    images = torch.randint(0, 60, shape, dtype=torch.uint8)  # dark
+    panels = tickets_figures.examples(images, [0.0, 0.1, 0.5], "").axes
+    shown = [np.asarray(axes.images[0].get_array()) for axes in panels]
+    assert len(shown) == 3 * 3
+    values = shown[0].size
+    for axes, clean, noisy in zip(panels[1:3], (shown[0],) * 2, shown[1:3], strict=True):
+        share = float(axes.get_title().rstrip(" %")) / 100
+        assert int((noisy != clean).sum()) == round(share * values)
+    if shown[0].ndim == 3:  # colours as they were
+        np.testing.assert_allclose(shown[3], images[1].permute(1, 2, 0).numpy() / 255, atol=1e-6)
+
+
+def test_figures_that_lack_what_they_show_are_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("DENDRITE_DATA", str(tmp_path))
+    rows = [tickets_row(0, 0.0), row("hidden_activations_per_task", activations="x.npz")]
+    assert report.not_drawn(rows, tmp_path) == [
+        f"hidden_activations_per_task, seed 0: no heat map: x.npz is not in {tmp_path}",
+        "no examples of noise: mnist is not in $DENDRITE_DATA",
+    ]
+    (tmp_path / "mnist").mkdir()
+    for path in ("mnist/a", "x.npz"):
+        (tmp_path / path).touch()
+    assert report.not_drawn(rows, tmp_path) == []
+
+
+def test_a_narrow_table_folds_names_and_cuts_no_number():
+    console = Console(width=70, file=io.StringIO())
+    rows = [row("sweep_weight_sparsity_0.95_tasks_10", seed) for seed in range(2)]
+    console.print(report.table(rows))
+    said = console.file.getvalue()
+    assert "…" not in said and "90.00 %" in said and "90.00-90.00" in said and "1 + 1 s" in said
+
+
 def test_the_table_of_tickets():
     table = report.tickets_table([tickets_row(0, 0.0), tickets_row(1, 0.002)])
     cells = [list(column.cells) for column in table.columns]
     assert cells[2] == ["100.0 %", "30.1 %", "3.1 %", "1.1 %"]
-    assert cells[3] == ["98.10", "97.20", "95.50", "94.70"] and cells[4] == ["", "88.10", "71.10", "63.10"]
+    assert cells[3][0] == "98.10 (98.00-98.20)" and cells[4][1] == "88.10 (88.00-88.20)"  # of two runs: both
+    assert [cell.split()[0] for cell in cells[3]] == ["98.10", "97.20", "95.50", "94.70"]
+    assert [cell.partition(" ")[0] for cell in cells[4]] == ["", "88.10", "71.10", "63.10"]
     assert report.tickets_table([row("prototype_10")]) is None
 
 
-def test_only_rows_as_named_are_drawn(tmp_path):
+def test_only_rows_as_named_are_drawn(tmp_path, monkeypatch):
+    monkeypatch.setenv("DENDRITE_DATA", str(tmp_path))  # without examples of noise
     omega = {"layer_1": np.eye(2).tolist(), "layer_2": np.eye(2).tolist()}
     full = {str(n): [0.9] * n for n in range(1, 6)}
     rows = [row("si_split_mnist", accuracy_by_task=full), tickets_row(0, 0.0)]

@@ -1,11 +1,12 @@
 """SplitCIFAR: its table, its tasks, early stopping, and that a stopped run goes on to the same numbers."""
 
+import dataclasses
 import itertools
 
 import pytest
 import torch
 from cifar_files import pictures
-from dendrite_lab import split_cifar, split_cifar_run
+from dendrite_lab import grid, split_cifar_run
 from dendrite_lab.cifar import CIFAR
 from dendrite_lab.config import experiment
 from dendrite_lab.errors import LabError
@@ -63,17 +64,19 @@ def test_the_tasks_and_what_stands_in_for_them():
     assert small.steps == 5 * 5 * (9000 // 64) and small.evaluations == 1 + 2 + 3 + 4 + 5
 
 
-def test_every_value_of_the_grids_can_be_set():
-    grids = {"cnn": split_cifar.CNN_GRID, "sparse": split_cifar.SPARSE_GRID, "adn": split_cifar.SPARSE_GRID}
-    sizes = []
-    for network, grid in grids.items():
-        points = list(itertools.product(*grid.values()))
-        sizes.append(len(points))
-        for point in points:
-            changes = dict(zip(grid, point, strict=True))
-            config = experiment(f"split_cifar100_{network}", {key: str(value) for key, value in changes.items()})
-            assert {key: getattr(config, key) for key in grid} == changes
-    assert sizes == [27, 162, 162]
+@pytest.mark.parametrize("network, count", [("cnn", 27), ("sparse", 162), ("adn", 162)])
+def test_the_points_of_a_grid(network, count):
+    config = experiment(f"split_cifar100_{network}")
+    points = grid.points(config)
+    values = [tuple(getattr(point, field) for field in config.grid) for point in points]
+    assert values == list(itertools.product(*config.grid.values())) and len(set(values)) == count
+    assert config in points  # what the source chose
+    assert all(dataclasses.replace(point, **{f: getattr(config, f) for f in config.grid}) == config for point in points)
+
+
+def test_what_has_no_grid():
+    with pytest.raises(LabError, match=r"expected an experiment whose source searched a grid .* got prototype_10"):
+        grid.points(experiment("prototype_10"))
 
 
 @pytest.mark.parametrize(

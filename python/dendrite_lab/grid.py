@@ -1,0 +1,27 @@
+"""The grids that the sources searched for some experiments' settings: their points, and what came out at each."""
+
+from __future__ import annotations
+
+from itertools import product
+
+from rich.table import Table
+
+from .configuration import Configuration, as_typed, changed
+from .errors import LabError
+
+
+def points(config: Configuration) -> list[Configuration]:
+    """The experiment with each combination of its grid's values, the last field's changing fastest."""
+    if not config.grid:
+        raise LabError(f"expected an experiment whose source searched a grid (split_cifar...), got {config.name}")
+    combinations = product(*config.grid.values())
+    return [changed(config, dict(zip(config.grid, map(as_typed, values), strict=True))) for values in combinations]
+
+
+def table(config: Configuration, rows: list[dict]) -> Table:
+    """What rows at points of the grid reached, the best first."""
+    out = Table(*config.grid, "seed", "accuracy, %", title=f"{config.name}: its grid")
+    for row in sorted(rows, key=lambda row: -row["accuracy"]):
+        values = (f"{row['config'][field]:g}" for field in config.grid)
+        out.add_row(*values, str(row["seed"]), f"{100 * row['accuracy']:.2f}")
+    return out
