@@ -10,6 +10,8 @@ from torch.nn import functional as F
 import dendrite_kernels as dk
 from dendrite_kernels import KSparse, nn
 from dendrite_kernels import reference as ref
+from dendrite_kernels.factored import FactoredGrad
+from dendrite_kernels.sparsity import rezero_weights
 from dendrite_kernels.testing import assert_close, assert_same_bits, small_integers
 
 HALVES = [torch.bfloat16, torch.float16]
@@ -183,3 +185,29 @@ def test_a_network_layer_by_layer(options):
     inputs = x.to_dense() if isinstance(x, KSparse) else x
     out = model.output
     assert_close(logits, F.linear(inputs.bfloat16(), out.weight.bfloat16(), out.bias.bfloat16()), terms=2)
+
+
+def test_the_nearest_prototype_is_that_without_autocast():
+    x, prototypes = torch.randn(400, 50), torch.randn(30, 50)
+    want = nn.nearest_prototype(x, prototypes)
+    assert ((prototypes**2).sum(1) - 2 * (x.bfloat16() @ prototypes.T.bfloat16()).float()).argmin(1).ne(want).any()
+    with autocast():
+        assert torch.equal(nn.nearest_prototype(x, prototypes), want)
+
+
+def test_our_adam_takes_the_gradients_of_autocast():
+    """The weights' are dense, as they come through a cast; those of the segments stay factors."""
+    models = [nn.DendriticMLP(20, (40, 30), 5, 4, 7, percent_on=0.2) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    optimizers = dk.optim.Adam(models[0], lr=0.01), torch.optim.Adam(models[1].parameters(), lr=0.01)
+    x, context, labels = torch.randn(16, 20), torch.randn(1, 7), torch.randint(0, 5, (16,))
+    for model, optimizer in zip(models, optimizers, strict=True):
+        with autocast():
+            loss = F.cross_entropy(model(x, context), labels)
+        loss.backward()
+        optimizer.step()
+        rezero_weights(model)
+    assert type(models[0].layers[0].weight.grad) is torch.Tensor
+    assert isinstance(models[0].layers[0].segments.weights.grad, FactoredGrad)
+    for mine, theirs in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert_close(mine, theirs, terms=16)

@@ -86,3 +86,49 @@ def test_export_of_the_mlp():
     with torch.no_grad():
         exported = torch.export.export(model, (x, context))
         assert_close(exported.module()(x, context), model(x, context), terms=8)
+
+
+def test_an_exported_program_is_saved_and_loaded(tmp_path):
+    """With a dynamic batch, and autocast inside."""
+    model = DendriticMLP(20, (40, 30), 5, 4, 12, percent_on=0.2).eval()
+    amp = Autocast(model)
+    x, context, index = torch.randn(16, 20), torch.randn(3, 12), torch.randint(0, 3, (16,))
+    batch = torch.export.Dim("batch", min=2)
+    exported = torch.export.export(amp, (x, context, index), dynamic_shapes=({0: batch}, None, {0: batch}))
+    torch.export.save(exported, tmp_path / "network.pt2")
+    loaded = torch.export.load(tmp_path / "network.pt2").module()
+    for size in (16, 7):
+        args = torch.randn(size, 20), context, torch.randint(0, 3, (size,))
+        got = loaded(*args)
+        assert got.dtype == torch.bfloat16
+        assert_close(got, amp(*args))
+
+
+class Autocast(torch.nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x, context, index):
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.model(x, context, index)
+
+
+def test_a_step_with_its_masks_is_one_graph():
+    """The masks, in place, and the forward pass that reads the masked weights."""
+    model = DendriticMLP(20, (40, 30), 5, 4, 12, percent_on=0.2)
+    x, context = torch.randn(16, 20), torch.randn(1, 12)
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def step():
+        for module in (*model.layers, model.output):
+            module.rezero_weights()
+        return model(x, context)
+
+    with torch.no_grad():
+        for module in (*model.layers, model.output):
+            module.weight.add_(1)
+    got = step()
+    for module in (*model.layers, model.output):
+        assert (module.weight[~module.weight_mask] == 0).all() and (module.weight[module.weight_mask] != 0).any()
+    assert_close(got, model(x, context), terms=64)

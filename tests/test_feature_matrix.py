@@ -4,6 +4,8 @@ A cell runs its column's check (matrix_checks.py) on its row (matrix_cases.py) o
 check must raise them. The matrix is in pytest's summary.
 """
 
+from functools import partial
+
 import pytest
 import torch
 import torch.utils.checkpoint
@@ -93,6 +95,32 @@ def test_the_rows_are_all_that_is_public():
     public = {name for name in dk.__all__ if callable(getattr(dk, name)) and name in dir(dk.ops)}
     modules = {n for n in dk.nn.__all__ if isinstance(getattr(dk.nn, n), type)}
     assert rows - {"KSparse.to_dense"} == (public - {"KSparse"}) | modules
+
+
+def test_a_transform_inside_another_hides_nothing_from_it():
+    """What the inner transform calls, the outer one differentiates, and plain autograd around both; not twice."""
+    y, weight = torch.randn(6, 12, dtype=torch.float64), torch.randn(20, 12, dtype=torch.float64)
+
+    def ours(y, weight):
+        return dk.linear_kwinners(y, weight, None, None, None, 4).values.sin().sum()
+
+    def oracle(y, weight):
+        return dk.reference.linear_kwinners(y, None, weight, k=4)[0].sin().sum()
+
+    def value_within(f, weight):
+        return torch.func.grad(lambda s: ((value := f(s * y, weight)), value), has_aux=True)(y.new_ones(()))[1]
+
+    def gradient_within(weight):
+        return torch.func.grad(ours)(y, weight).square().sum()
+
+    want = torch.func.grad(partial(value_within, oracle))(weight)
+    torch.testing.assert_close(torch.func.grad(partial(value_within, ours))(weight), want)
+    leaf = weight.clone().requires_grad_()
+    torch.testing.assert_close(torch.autograd.grad(value_within(ours, leaf), leaf)[0], want)
+    with pytest.raises(RuntimeError, match="second derivatives are not implemented"):
+        torch.func.grad(gradient_within)(weight)
+    with pytest.raises(RuntimeError, match="second derivatives are not implemented"):
+        gradient_within(leaf).backward()
 
 
 # ---- k winners in training, whose buffers count them ----------------------------------------------------------------

@@ -144,7 +144,6 @@ class KWinners(_Boosted):
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, k={self.k}, sparse={self.sparse}"
 
-    @torch.no_grad()
     def update_duty_cycle(self, out: Tensor | KSparse) -> None:
         """In training, counts the units above 0 into the running average over the last samples."""
         values, indices = (out.values, out.indices) if isinstance(out, KSparse) else (out, None)
@@ -157,7 +156,8 @@ class KWinners(_Boosted):
         ours = only_autograd_sees((self.duty_cycle, values))
         module = backend.choose(self.duty_cycle.device) if ours else reference
         counts, period = (self.duty_cycle, self.learning_iterations), self.duty_cycle_period
-        module.update_duty_cycle_(*counts, values.detach(), indices, period)
+        with torch.no_grad():  # not around all of it: an export would show a region with nothing in it
+            module.update_duty_cycle_(*counts, values.detach(), indices, period)
 
 
 class KWinners2d(_Boosted):
@@ -194,18 +194,18 @@ class KWinners2d(_Boosted):
         self.update_duty_cycle(out)
         return out
 
-    @torch.no_grad()
     def update_duty_cycle(self, out: Tensor) -> None:
         """In training, counts where each channel is above 0 into its running average over the last samples."""
-        area = out.shape[2] * out.shape[3]
         if not self._counts(out) or out.numel() == 0:
             return
-        # bytes along a channel's locations: a quarter of the time of counting booleans by channel
-        active = (out.detach() > 0).flatten(2).view(torch.uint8).sum(2, dtype=torch.int32).sum(0)
-        # every location is a sample
-        seen, period = self.learning_iterations * area, self.duty_cycle_period * area
-        reference.count_active_(self.duty_cycle, seen, active, out.shape[0] * area, period)
-        self.learning_iterations += out.shape[0]
+        area = out.shape[2] * out.shape[3]
+        with torch.no_grad():
+            # bytes along a channel's locations: a quarter of the time of counting booleans by channel
+            active = (out.detach() > 0).flatten(2).view(torch.uint8).sum(2, dtype=torch.int32).sum(0)
+            # every location is a sample
+            seen, period = self.learning_iterations * area, self.duty_cycle_period * area
+            reference.count_active_(self.duty_cycle, seen, active, out.shape[0] * area, period)
+            self.learning_iterations += out.shape[0]
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, local={self.local}"

@@ -119,6 +119,7 @@ def nearest_prototype(x: Tensor, prototypes: Tensor) -> Tensor:
 
     Source: Grewal et al. 2021, section 4.2 (the context of a test sample).
     """
-    # |x - p|^2 without |x|^2, which is the same for all prototypes
-    scores = (prototypes * prototypes).sum(1) - 2 * (x @ prototypes.T)
+    with torch.autocast(x.device.type, enabled=False):  # a choice, as of winners: not by rounded products
+        # |x - p|^2 without |x|^2, which is the same for all prototypes
+        scores = (prototypes * prototypes).sum(1) - 2 * (x @ prototypes.T)
     return scores.argmin(1).to(torch.int32)
