@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -24,17 +25,29 @@ from gpu_targets import shortfalls
 ROOT = Path(__file__).resolve().parent.parent
 STEP = "bench/step.py --device cuda --json"
 SHORT_LIST = (
-    "'float32 and (test_segment_gate and shape0 or test_winners and 5-2 or test_adam_agrees)"
-    " or one_launch and 16-1-False or k_sparse_product and 3-10'"
+    "'by_triton and (float32 and (test_segment_gate and shape0 or test_winners and 5-2 or test_adam_agrees)"
+    " or one_launch and 16-1-False or k_sparse_product and 3-10)'"
 )
 
 LAB = ("rich", "numpy", "typer")  # what the experiments' data and configurations need
+
+# The CUDA backend's kernels, a few of each.
+CUDA_SHORT_LIST = (
+    "'by_cuda and (test_winners and float32 and (5-2 or 257 or 8192) or test_special_rows and 301 and float32"
+    " or test_outer and float32 and 3-70 or k_sparse_product and 3-10)'"
+)
+CUDA_TESTS = f"-m pytest tests/test_gpu.py -x -k {CUDA_SHORT_LIST}"
+SANITIZED = ("pytest", "dendrite_kernels._cuda", "compute-sanitizer")
 
 # name: (what must be there, the most seconds, the command)
 STAGES = {
     "report": ((), 60, "-m dendrite_kernels"),
     "quick step": (LAB, 120, f"{STEP} --segments 10 --steps 60 --slow-steps 3 --rounds 1"),
-    "tests on the GPU": (("pytest",), 240, "-m pytest -v --tb=short -m gpu tests/test_gpu.py --maxfail=30"),
+    "tests on the GPU": (
+        ("pytest",),
+        240,
+        "-m pytest -v --tb=short -m gpu -k by_triton tests/test_gpu.py --maxfail=30",
+    ),
     "compute-sanitizer": (
         ("pytest", "compute-sanitizer"),
         150,
@@ -43,22 +56,31 @@ STAGES = {
     "step, S = 10": (LAB, 90, f"{STEP} --segments 10 --steps 300 --rounds 1"),
     "step, S = 100": (LAB, 150, f"{STEP} --segments 100 --steps 300 --rounds 1"),
     "prototype_10": (LAB, 60, "-m dendrite_lab.cli run prototype_10 --device cuda --out {out}"),
+    "build": (("nvcc", "setuptools", "pybind11"), 150, "setup.py -q build_ext --inplace"),
+    "CUDA's tests": (
+        ("pytest", "dendrite_kernels._cuda"),
+        150,
+        "-m pytest -v --tb=short -m gpu -k by_cuda tests/test_gpu.py --maxfail=30",
+    ),
     "ops": (LAB, 150, "bench/ops_cuda.py"),
     "step, B = 1024": (LAB, 90, f"{STEP} --segments 10 --batch 1024 --steps 120 --rounds 1"),
+    "memcheck, CUDA": (SANITIZED, 90, CUDA_TESTS),
+    "racecheck, CUDA": (SANITIZED, 90, CUDA_TESTS),
+    "synccheck, CUDA": (SANITIZED, 90, CUDA_TESTS),
     "prototype_100": (LAB, 240, "-m dendrite_lab.cli run prototype_100 --device cuda --out {out}"),
 }
 
 
 def missing(needs: tuple[str, ...]) -> str | None:
     for need in needs:
-        found = shutil.which(need) if need == "compute-sanitizer" else importable(need)
+        found = shutil.which(need) if need in ("compute-sanitizer", "nvcc") else importable(need)
         if not found:
             return need
     return None
 
 
 def importable(name: str) -> bool:
-    return subprocess.run([sys.executable, "-c", f"import {name}"], capture_output=True).returncode == 0
+    return subprocess.run([sys.executable, "-c", f"import {name}"], capture_output=True, cwd=ROOT).returncode == 0
 
 
 def run_stage(name: str, limit: float, out: Path, environment: dict) -> dict:
@@ -70,10 +92,11 @@ def run_stage(name: str, limit: float, out: Path, environment: dict) -> dict:
         return {"stage": name, "result": "not run", "why": "no time left"}
     command = [sys.executable, *(word.format(out=out) for word in shlex.split(words))]
     if "compute-sanitizer" in needs:
-        command = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "3", *command]
+        tool = name.split(",")[0] if name.endswith(", CUDA") else "memcheck"
+        command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "3", *command]
         # memcheck sees no overrun within a block that torch's allocator has cut up
         environment = {**environment, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    begin, log = time.perf_counter(), out / (name.replace(" ", "_").replace(",", "").replace("=", "") + ".txt")
+    begin, log = time.perf_counter(), out / (re.sub(r"[^\w ]", "", name).replace(" ", "_") + ".txt")
     with log.open("w") as file:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
@@ -126,7 +149,8 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     # no network: where MNIST is not in the folder, data of its statistics is made at once
     offline = {"PIP_NO_INDEX": "1", "http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
-    environment = {**os.environ, **offline, "PYTHONPATH": f"{ROOT}:{ROOT / 'python'}"}
+    environment = {**os.environ, **offline, "PYTHONPATH": f"{ROOT}:{ROOT / 'python'}", "DENDRITE_CUDA": "1"}
+    environment["DENDRITE_CUDA_ARCHS"] = "{}{}".format(*torch.cuda.get_device_capability())
     if args.data:
         environment["DENDRITE_DATA"] = str(args.data.resolve())
     end, failed, done = time.perf_counter() + 60 * args.minutes, [], []

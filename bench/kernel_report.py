@@ -1,8 +1,8 @@
-"""Compiles every Triton kernel ahead of time for every chip, and prints what it takes there; no GPU is needed.
+"""Compiles every Triton and CUDA kernel ahead of time for every chip, and prints what it takes there; no GPU is needed.
 
-Each launcher is run on CPU tensors with its kernels recorded instead of started, so that what is compiled are the very
-launches that a GPU would see. Exits with 1 where a kernel spills registers to local memory, takes more shared memory
-than the chip has, or reads its rows by less than 16 bytes where it is meant to.
+Each launcher of Triton's is run on CPU tensors with its kernels recorded instead of started, so that what is compiled
+are the very launches that a GPU would see. Exits with 1 where a kernel spills registers to local memory, takes more
+shared memory than the chip has, or reads its rows by less than 16 bytes where it is meant to.
 
 The floor is modelled: the bytes of a launch's tensors over the chip's memory bandwidth. It was not measured.
 """
@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import cuda_report
 import torch
 import triton
 from rich.console import Console
@@ -44,6 +45,9 @@ CHIPS = {
     100: ("B200", 8000, 227),
     120: ("RTX 5090", 1792, 99),
 }
+
+# Of csrc/cuda those that setup.py compiles for: the others run one of these, or compile the last one's PTX.
+CUDA_CHIPS = (80, 90, 100)
 
 TYPES = {
     torch.float32: "fp32",
@@ -274,27 +278,44 @@ def distinct(launches: list[Launch]) -> list[Launch]:
     return list(seen.values())
 
 
-def compile_all(work: list[tuple[Launch, int]]) -> Iterator[list[dict]]:
+def compile_all(work: list[tuple[Launch | Path, int]]) -> Iterator[list[dict]]:
     """The rows of all the work, in as many processes as there are processors. They only compile: forked, they need no
     thread of torch's, and take over the launches, which can't be pickled.
     """
-    size = 8
+    first = sum(isinstance(what, Path) for what, _ in work)  # whole files: one at a time
+    slices = [slice(i, i + 1) for i in range(first)] + [slice(i, i + 8) for i in range(first, len(work), 8)]
     _compile.work = work
     with multiprocessing.get_context("fork").Pool() as pool:
-        parts = pool.imap(_compile, [slice(i, i + size) for i in range(0, len(work), size)])
-        yield from track(parts, "compiling", total=-(-len(work) // size), console=Console(stderr=True))
+        parts = pool.imap(_compile, slices)
+        yield from track(parts, "compiling", total=len(slices), console=Console(stderr=True))
 
 
 def _compile(part: slice) -> list[dict]:
-    return [compiled(launch, chip) for launch, chip in _compile.work[part]]
+    rows = []
+    for what, chip in _compile.work[part]:
+        rows += cuda_report.compiled(what, chip) if isinstance(what, Path) else [compiled(what, chip)]
+    return rows
+
+
+def cuda_work(chips: list[int]) -> list[tuple[Path, int]]:
+    """The files of csrc/cuda, for the chips that nvcc knows; the longest first."""
+    if cuda_report.nvcc() is None:
+        print("no nvcc here: csrc/cuda was not compiled", file=sys.stderr)
+        return []
+    known = cuda_report.known_chips()
+    sources = sorted(cuda_report.SOURCES, key=lambda path: path.name != "kwinners_warp.cu")
+    return [(source, chip) for source in sources for chip in chips if chip in known]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--chips", type=int, nargs="+", default=list(CHIPS), choices=list(CHIPS), metavar="CC")
     parser.add_argument("--json", action="store_true", help="print JSON lines rather than a table")
+    parser.add_argument("--only", choices=["triton", "cuda"], help="the kernels of one backend")
     args = parser.parse_args()
-    work = [(launch, chip) for launch in distinct(all_launches()) for chip in args.chips]
+    work = cuda_work([c for c in args.chips if c in CUDA_CHIPS]) if args.only != "triton" else []
+    if args.only != "cuda":
+        work += [(launch, chip) for launch in distinct(all_launches()) for chip in args.chips]
     rows = [row for part in compile_all(work) for row in part]
     if args.json:
         print("\n".join(json.dumps(row) for row in rows))
@@ -305,8 +326,8 @@ def main() -> None:
                 row["registers"],
                 row["shared"],
                 row["local"],
-                row["wide_loads"],
-                f"{row['modelled_floor_us']:.2f}",
+                row.get("wide_loads", ""),
+                f"{row['modelled_floor_us']:.2f}" if "modelled_floor_us" in row else "",
             )
             table.add_row(row["kernel"], row["case"], row["chip"], *map(str, cells))
         Console(width=120).print(table)

@@ -1,5 +1,7 @@
 """Each op on a GPU against what a user would run instead: time, bytes and the roof measured in the same run.
 
+"ours" is the backend that is chosen by itself; for every shape that the CUDA backend claims it is raced too.
+
 Prints a JSON line for each (op, size, rival). What disagrees with the oracle is reported as wrong, without a time; the
 exit status is then 1. Times are medians of CUDA events around single calls, the cache flushed before each.
 """
@@ -19,7 +21,9 @@ from dendrite_lab.results import provenance
 from workload import finish, timed
 
 import dendrite_kernels as dk
+from dendrite_kernels import backend
 from dendrite_kernels import reference as ref
+from dendrite_kernels.backends.cuda import native
 from dendrite_kernels.testing import assert_close
 
 INPUTS = CONTEXT = 784
@@ -52,6 +56,22 @@ def graphed(function: Callable) -> Callable:
     return graph.replay
 
 
+def by_cuda(function: Callable) -> dict[str, Callable]:
+    """The call on the CUDA backend, where its module is built. By the environment: gradients have threads of their own."""
+    if native._cuda is None:
+        return {}
+
+    def run():
+        before = os.environ.get("DENDRITE_BACKEND")
+        os.environ["DENDRITE_BACKEND"] = "cuda"
+        try:
+            return function()
+        finally:
+            os.environ.pop("DENDRITE_BACKEND") if before is None else os.environ.update(DENDRITE_BACKEND=before)
+
+    return {"ours, CUDA": run}
+
+
 def roofs(device: str) -> dict:
     """Bytes a second of a large copy and operations a second of a large product, in full float32."""
     size = 1 << (28 if device == "cuda" else 24)
@@ -76,17 +96,19 @@ def gates(device, segments, contexts, units):
     return name, rivals, lambda out: assert_close(out, want, terms=CONTEXT), cost
 
 
-def kwinners(device, batch, units):
+def kwinners(device, batch, units, dtype=torch.float32):
     y, gate, bias = (torch.randn(*shape, device=device) for shape in ((batch, units), (1, units), (units,)))
-    k = units // 20
+    y, bias, k = y.to(dtype), bias.to(dtype), units // 20
     want = ref.gated_kwinners(y.cpu(), gate.cpu(), bias.cpu(), None, k)[0]
 
     def by_topk():
-        return topk_kwinners((y + bias) * gate, k)
+        return topk_kwinners(((y + bias) * gate).to(dtype), k)
 
     rivals = {
-        "ours": lambda: dk.gated_kwinners(y, gate, bias, None, k),
-        "ours, k-sparse": lambda: dk.gated_kwinners_sparse(y, gate, bias, None, k),
+        "ours": (dense := lambda: dk.gated_kwinners(y, gate, bias, None, k)),
+        "ours, k-sparse": (sparse := lambda: dk.gated_kwinners_sparse(y, gate, bias, None, k)),
+        **by_cuda(dense),
+        **{f"{label}, k-sparse": run for label, run in by_cuda(sparse).items()},
         "torch.topk + scatter": by_topk,
         "compiled topk + scatter": torch.compile(by_topk),
     }
@@ -95,7 +117,10 @@ def kwinners(device, batch, units):
         out = out.to_dense() if isinstance(out, dk.KSparse) else out
         torch.testing.assert_close(out.cpu(), want, rtol=0, atol=0)
 
-    return f"gated_kwinners, B = {batch}, O = {units}", rivals, check, {"bytes": 2 * y.numel() * 4, "flops": 0}
+    name = f"gated_kwinners, B = {batch}, O = {units}"
+    if dtype != torch.float32:
+        name += f", {str(dtype).removeprefix('torch.')}"
+    return name, rivals, check, {"bytes": 2 * y.numel() * y.element_size(), "flops": 0}
 
 
 def products(device, batch, units):
@@ -117,9 +142,42 @@ def products(device, batch, units):
     def by_csr():
         return (csr.transpose(0, 1).to_sparse_csr() @ grad).T
 
-    rivals = {"ours": ours, "cuBLAS": cublas, "sparse CSR (dW alone)": by_csr}
+    rivals = {"ours": ours, **by_cuda(ours), "cuBLAS": cublas, "sparse CSR (dW alone)": by_csr}
     cost = {"bytes": 3 * weight.numel() * 4, "flops": 6 * batch * k * units}
     name = f"k-sparse product, forward and backward, B = {batch}, I = O = {units}"
+    return name, rivals, lambda out: assert_close(out, want, terms=batch), cost
+
+
+def gathers(device, batch, units):
+    """The forward product of few rows."""
+    x = dk.gated_kwinners_sparse(torch.randn(batch, units, device=device), None, None, None, units // 20)
+    weight, dense = torch.randn(units, units, device=device).T, x.to_dense()
+    want = dense.double() @ weight.double().T
+
+    def ours():
+        return dk.sparse_linear(x, weight)
+
+    rivals = {"ours": ours, **by_cuda(ours), "cuBLAS": lambda: torch.nn.functional.linear(dense, weight)}
+    cost = {"bytes": min(batch * (units // 20), units) * units * 4, "flops": 2 * batch * units // 20 * units}
+    name = f"k-sparse product, B = {batch}, I = O = {units}"
+    return name, rivals, lambda out: assert_close(out, want, terms=units), cost
+
+
+def outers(device, batch, sparse_x):
+    """dW [2048, 2048 or 784] between k-sparse rows, or of a first layer whose x is dense."""
+    units, columns = 2048, 2048 if sparse_x else INPUTS
+    dy, x = (dk.kwinners(torch.randn(batch, n, device=device), n // 20) for n in (units, columns))
+    rows = [dk.gated_kwinners_sparse(t, None, None, None, t.shape[1] // 20) for t in (dy, x)]
+    other, out = rows[1] if sparse_x else x, torch.empty(units, columns, device=device)
+    want = dy.double().T @ x.double()
+
+    def ours():
+        backend.choose(out.device).outer(out, rows[0], other)
+        return out
+
+    rivals = {"ours": ours, **by_cuda(ours), "cuBLAS": lambda: torch.mm(dy.T, x, out=out)}
+    cost = {"bytes": out.numel() * 4, "flops": 2 * batch * (units // 20) * (columns // 20 if sparse_x else columns)}
+    name = f"dW, B = {batch}, {'k-sparse' if sparse_x else 'dense'} x, {units} x {columns}"
     return name, rivals, lambda out: assert_close(out, want, terms=batch), cost
 
 
@@ -160,7 +218,11 @@ def layers(device, batch):
 CASES = [
     *((gates, (segments, contexts, 2048)) for segments in (10, 100) for contexts in (1, 10)),
     (gates, (10, 1, 8192)),
-    *((kwinners, shape) for shape in ((256, 2048), (1024, 2048), (256, 8192), (64, 65536))),
+    *((kwinners, shape) for shape in ((256, 2048), (1024, 2048), (16, 2048), (256, 4096), (256, 8192))),
+    *((kwinners, shape) for shape in ((64, 65536), (256, 65536), (16, 262_144))),
+    *((kwinners, (256, 2048, dtype)) for dtype in (torch.bfloat16, torch.float64)),
+    *((gathers, (batch, 2048)) for batch in (1, 8, 24)),
+    *((outers, (batch, sparse_x)) for batch in (256, 1024) for sparse_x in (True, False)),
     *((products, (batch, 2048)) for batch in (256, 1024)),
     *((layers, (batch,)) for batch in (1, 16, 256)),
 ]

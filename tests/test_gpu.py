@@ -1,4 +1,7 @@
-"""The ops on a CUDA GPU against the oracle on the CPU; without a GPU nothing here runs, and Triton is interpreted."""
+"""The ops on a CUDA GPU, on each of its backends, against the oracle on the CPU.
+
+Without a GPU nothing here runs: elsewhere Triton is interpreted, and the CUDA kernels are emulated.
+"""
 
 import pytest
 import torch
@@ -7,6 +10,8 @@ from dendrite_lab.graphs import GraphedStep
 import dendrite_kernels as dk
 from dendrite_kernels import backend
 from dendrite_kernels import reference as ref
+from dendrite_kernels.backend import BACKENDS
+from dendrite_kernels.backends.cuda import native
 from dendrite_kernels.nn import DendriticMLP
 from dendrite_kernels.reference import compute_dtype
 from dendrite_kernels.sparsity import rezero_weights
@@ -15,16 +20,25 @@ from dendrite_kernels.testing import DTYPES, assert_close, assert_same_bits, sma
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")]
 
 
-WIDTHS = [(1, 1), (5, 2), (100, 5), (257, 128), (2048, 102), (2049, 1), (8192, 400), (20000, 9), (65536, 3277)]
+WIDTHS = [(1, 1), (5, 2), (100, 5), (257, 128), (2048, 102), (2049, 1), (4096, 1000), (8192, 400), (20000, 9)]
+WIDTHS += [(65536, 3277), (262144, 20)]
 
 
 def cuda(*values):
     return [v.cuda() if isinstance(v, torch.Tensor) else v for v in values]
 
 
-@pytest.fixture(autouse=True)
-def on_triton():
-    assert backend.choose(torch.device("cuda")).__name__.endswith("triton"), backend.explain(torch.device("cuda"))
+@pytest.fixture(autouse=True, params=["triton", "cuda"], ids=["by_triton", "by_cuda"])
+def on_backend(request, monkeypatch):
+    """CUDA is left out where its module was not built, and then only.
+
+    By the environment: gradients have threads of their own, which use_backend does not reach.
+    """
+    if request.param == "cuda" and native._cuda is None:
+        pytest.skip(BACKENDS["cuda"].why_not(torch.device("cuda", 0)))
+    monkeypatch.setenv("DENDRITE_BACKEND", request.param)
+    assert backend.choose(torch.device("cuda", 0)) is BACKENDS[request.param]  # else it says why not
+    return request.param
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -91,9 +105,10 @@ def test_winners(dtype, units, k):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_special_rows(dtype):
-    rows = special_rows(301, dtype)
-    for k in (0, 1, 7, 150, 300, 301, 400):
+@pytest.mark.parametrize("units", [301, 2000, 9001, 40_000])
+def test_special_rows(dtype, units):
+    rows = special_rows(units, dtype)
+    for k in (0, 1, 7, units // 2, units - 1, units, units + 99):
         for ties in ("lowest", "keep"):
             got = dk.gated_kwinners(rows.cuda(), None, None, None, k, ties=ties)
             assert_same_bits(got.cpu(), ref.gated_kwinners(rows, k=k, ties=ties)[0])
@@ -242,6 +257,38 @@ def test_gradients_of_a_k_sparse_product(batch, units):
     want = ref.sparse_linear_backward(grad, values, indices, leaves[1], [True] * 3)
     for a, b in zip(got, want, strict=True):
         assert_close(a.cpu(), b, terms=300)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("batch, rows, columns", [(3, 70, 9), (256, 2048, 784), (300, 500, 2048), (40, 60, 12_500)])
+def test_outer_products_of_sparse_rows(dtype, batch, rows, columns):
+    """dW between k-sparse rows, and between k-sparse and dense ones; the same bits twice."""
+    module, sparse = backend.choose(torch.device("cuda", 0)), []
+    for size in (rows, columns):
+        values, indices, _ = ref.gated_kwinners_sparse(torch.randn(batch, size).to(dtype), k=size // 20 + 1)
+        sparse.append(dk.KSparse(*cuda(values, indices), size))
+    for other in (sparse[1], torch.randn(batch, columns, device="cuda").to(dtype)):
+        out = [torch.empty(rows, columns, dtype=dtype, device="cuda") for _ in range(2)]
+        for to in out:
+            module.outer(to, sparse[0], other)
+        dense = other if isinstance(other, torch.Tensor) else ref.ksparse_to_dense(*other)
+        want = ref.ksparse_to_dense(*sparse[0]).double().T @ dense.double()
+        if (
+            dtype in (torch.float32, torch.float64) or module is BACKENDS["cuda"]
+        ):  # torch may sum halves' products as halves
+            assert_close(out[0], want, terms=batch, dtype=dtype)
+        assert_same_bits(*out)
+
+
+def test_a_launch_that_fails_leaves_the_process_usable(on_backend):
+    if on_backend != "cuda":
+        pytest.skip("Triton's errors are its own")
+    y = torch.randn(2, 16, device="cuda")
+    z, kept = torch.empty_like(y), torch.empty(2, 16, dtype=torch.bool, device="cuda")
+    flags = (None, None, None, None, 0, False, False, 2, 16, 3, False, False, z, kept, None, None, None)
+    with pytest.raises(RuntimeError, match="kwinners_by_warp: the GPU can't launch it with these sizes"):
+        native.call("kwinners", torch.float32, y, *flags, "warp", 8, 99, None)  # 99 warps a block
+    assert_same_bits(dk.kwinners(y, 3).cpu(), ref.gated_kwinners(y.cpu(), k=3)[0])
 
 
 def test_gradcheck_on_the_gpu():

@@ -33,8 +33,9 @@ template <class K> DK_ANYWHERE bool in_play(K key, const Search<K>& so_far) {
 
 template <class K> DK_ANYWHERE int digit_of(K key, int shift) { return (int)(key >> shift) & (bins - 1); }
 
+// Of no lower key than 1: where the whole lowest digit wins, places without an entry (key 0) still do not.
 template <class K> DK_ANYWHERE Cut<K> cut_of_search(const Search<K>& s, bool keep_ties) {
-  return {s.key, keep_ties || s.done == 2 ? all_equals : s.need};
+  return {s.key ? s.key : K(1), keep_ties || s.done == 2 ? all_equals : s.need};
 }
 
 template <class K> DK_ANYWHERE bool wins_surely(K key, Cut<K> cut) {

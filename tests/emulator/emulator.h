@@ -5,6 +5,7 @@
 // not all threads arrive at the same one stops with a sentence. Blocks run one after another, and find in shared memory
 // what the one before has left there.
 #pragma once
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -63,7 +64,9 @@ struct Meeting {
 constexpr size_t stack_bytes = 128 << 10;
 
 struct Fiber {
-  ucontext_t context;
+  ucontext_t context;  // to begin; then jumps, which cost no system call
+  jmp_buf here;
+  bool begun = false;
   std::vector<char> stack;
   unsigned thread = 0;
   bool done = false;
@@ -76,7 +79,7 @@ struct Block {
   std::vector<Meeting> warps;
   Meeting all;
   std::vector<double> dynamic;
-  ucontext_t scheduler;
+  jmp_buf scheduler;
   Fiber* running = nullptr;
   const std::function<void()>* kernel = nullptr;
   std::string error;
@@ -84,6 +87,21 @@ struct Block {
 inline Block& block() {
   static Block one;
   return one;
+}
+
+// Runs the fiber until it waits or is done.
+__attribute__((noinline)) inline void resume(Fiber& f) {
+  Block& b = block();
+  b.running = &f;
+  if (_setjmp(b.scheduler)) return;
+  if (f.begun) _longjmp(f.here, 1);
+  f.begun = true;
+  setcontext(&f.context);
+}
+
+__attribute__((noinline)) inline void wait() {
+  Block& b = block();
+  if (!_setjmp(b.running->here)) _longjmp(b.scheduler, 1);
 }
 
 // All that are expected at m come here, and leave together; returns the meeting's values, to which each adds its own.
@@ -95,7 +113,7 @@ inline const uint64_t* meet(Meeting& m, const char* what, uint64_t value = 0) {
   m.values[number % 2][b.running->thread % 32] = value;
   if (++m.arrived == m.expected) m.arrived = 0, m.number++;
   b.running->at = &m, b.running->number = number;
-  swapcontext(&b.running->context, &b.scheduler);
+  wait();
   return m.values[number % 2];
 }
 
@@ -104,7 +122,7 @@ inline void enter() {
   (*b.kernel)();
   b.running->done = true;
   if (b.all.expected-- && b.all.arrived && b.all.arrived == b.all.expected) b.all.arrived = 0, b.all.number++;
-  swapcontext(&b.running->context, &b.scheduler);
+  wait();
 }
 
 inline void run_block(unsigned threads) {
@@ -118,7 +136,7 @@ inline void run_block(unsigned threads) {
   if (b.fibers.size() < threads) b.fibers = std::vector<Fiber>(threads);
   for (unsigned t = 0; t < threads; t++) {
     Fiber& f = b.fibers[t];
-    f.stack.resize(stack_bytes), f.thread = t, f.done = false, f.at = nullptr;
+    f.stack.resize(stack_bytes), f.thread = t, f.begun = f.done = false, f.at = nullptr;
     getcontext(&f.context);
     f.context.uc_stack.ss_sp = f.stack.data(), f.context.uc_stack.ss_size = stack_bytes, f.context.uc_link = nullptr;
     makecontext(&f.context, enter, 0);
@@ -129,8 +147,8 @@ inline void run_block(unsigned threads) {
     for (unsigned t : turns) {
       Fiber& f = b.fibers[t];
       if (f.done || (f.at && f.at->number == f.number)) continue;
-      moved = true, f.at = nullptr, b.running = &f, threadIdx.x = t;
-      swapcontext(&b.scheduler, &f.context);
+      moved = true, f.at = nullptr, threadIdx.x = t;
+      resume(f);
       left -= f.done;
     }
     if (!b.error.empty()) throw std::runtime_error("emulator: " + std::exchange(b.error, ""));

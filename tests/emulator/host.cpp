@@ -70,6 +70,22 @@ EXPORT uint64_t key_f64(double rank) { return rank_key(rank); }
 // In what order the emulator runs a block's threads.
 EXPORT void set_order(int order) { emulator::order() = (emulator::Order)order; }
 
+// A kernel to try the emulator on: how many of a warp's threads find what their neighbour on either side wrote.
+static void neighbours_kernel(bool synchronised, int* right) {
+  __shared__ unsigned written[32];
+  written[threadIdx.x] = 0;
+  __syncwarp();
+  written[threadIdx.x] = threadIdx.x + 1;
+  if (synchronised) __syncwarp();
+  const unsigned before = (threadIdx.x + 31) % 32, after = (threadIdx.x + 1) % 32;
+  *right += written[before] == before + 1 && written[after] == after + 1;
+}
+EXPORT int neighbours(int synchronised) {
+  int right = 0;
+  DK_LAUNCH(neighbours_kernel, 1, 32, 0, nullptr, synchronised, &right);
+  return right;
+}
+
 namespace dk {
 std::string explain(cudaError_t) { return ""; }
 std::string why_not(int) { return ""; }
