@@ -21,7 +21,7 @@ help:
 	@echo "make wheel   an sdist, and a wheel for any Linux of this architecture, in dist"
 	@echo "make sanitize  the tests on a native module built with AddressSanitizer and UBSan (Linux, gcc)"
 	@echo "make gpu-check OUT=folder  all that needs a GPU, with the Python and torch that are there, in 9 minutes"
-	@echo "make kernel-report  compiles the Triton kernels for every chip: registers, memory, modelled floor"
+	@echo "make kernel-report  compiles the Triton and CUDA kernels for every chip: registers, memory, modelled floor"
 	@echo "make clean   remove .venv and what was built"
 	@echo "PYTHON=... chooses the interpreter, DATA=... the folder of data, RUNS=... the folder of results"
 
@@ -92,4 +92,4 @@ bench: $(READY)
 	$(BIN)/python -m pytest bench --benchmark-disable-gc --benchmark-columns=median,iqr,rounds --benchmark-json=$(RUNS)/bench.json
 
 clean:
-	rm -rf $(VENV) build dist docs/_generated *.egg-info dendrite_kernels/*.so
+	rm -rf $(VENV) build dist docs/_generated *.egg-info dendrite_kernels/*.so dendrite_kernels/_cuda_build.txt

@@ -32,7 +32,6 @@ CUDA_FLAGS = [
     "-std=c++17",
     "-O3",
     "--fmad=false",
-    "-lineinfo",
     "-Xcompiler=-fPIC,-fvisibility=hidden",
     "-cudart=static",
 ]

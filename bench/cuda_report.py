@@ -58,7 +58,7 @@ def parsed(said: str, source: str):
 def readable(mangled: str) -> str:
     """The kernel's name with its template arguments, as `_ZN2dk..10warp_a_rowIfLi64EEE..` has them."""
     types = {"f": "fp32", "d": "fp64", "13__nv_bfloat16": "bf16", "6__half": "fp16"}
-    found = re.search(r"\d([a-z]\w*?)I(f|d|13__nv_bfloat16|6__half)(?:Li(\d+)E)?E", mangled.split("_cu_")[-1])
+    found = re.search(r"([a-z][a-z_]+)I(f|d|13__nv_bfloat16|6__half)(?:Li(\d+)E)?E", mangled)
     if found is None:
         return mangled
     name, dtype, entries = found.groups()

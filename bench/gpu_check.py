@@ -31,6 +31,7 @@ SHORT_LIST = (
 
 LAB = ("rich", "numpy", "typer")  # what the experiments' data and configurations need
 
+GPU_TESTS = "-m pytest -v --tb=short -m gpu tests/test_gpu.py --maxfail=30"
 # The CUDA backend's kernels, a few of each.
 CUDA_SHORT_LIST = (
     "'by_cuda and (test_winners and float32 and (5-2 or 257 or 8192) or test_special_rows and 301 and float32"
@@ -46,7 +47,7 @@ STAGES = {
     "tests on the GPU": (
         ("pytest",),
         240,
-        "-m pytest -v --tb=short -m gpu -k by_triton tests/test_gpu.py --maxfail=30",
+        f"{GPU_TESTS} -k by_triton",
     ),
     "compute-sanitizer": (
         ("pytest", "compute-sanitizer"),
@@ -60,7 +61,7 @@ STAGES = {
     "CUDA's tests": (
         ("pytest", "dendrite_kernels._cuda"),
         150,
-        "-m pytest -v --tb=short -m gpu -k by_cuda tests/test_gpu.py --maxfail=30",
+        f"{GPU_TESTS} -k by_cuda",
     ),
     "ops": (LAB, 150, "bench/ops_cuda.py"),
     "step, B = 1024": (LAB, 90, f"{STEP} --segments 10 --batch 1024 --steps 120 --rounds 1"),

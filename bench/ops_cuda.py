@@ -23,7 +23,6 @@ from workload import finish, timed
 import dendrite_kernels as dk
 from dendrite_kernels import backend
 from dendrite_kernels import reference as ref
-from dendrite_kernels.backends.cuda import native
 from dendrite_kernels.testing import assert_close
 
 INPUTS = CONTEXT = 784
@@ -57,8 +56,8 @@ def graphed(function: Callable) -> Callable:
 
 
 def by_cuda(function: Callable) -> dict[str, Callable]:
-    """The call on the CUDA backend, where its module is built. By the environment: gradients have threads of their own."""
-    if native._cuda is None:
+    """The call on the CUDA backend, where it can run. By the environment: gradients have threads of their own."""
+    if backend.BACKENDS["cuda"].why_not(torch.device("cuda", 0)):
         return {}
 
     def run():

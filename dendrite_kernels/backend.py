@@ -47,7 +47,8 @@ class BackendUnavailable(RuntimeError):
 def use_backend(name: str) -> Iterator[None]:
     """Runs the ops called inside on the named backend: "cpu", "cuda", "triton" or "reference".
 
-    A backward pass takes the backend in force when it runs, not the one of its forward pass.
+    A backward pass takes the backend in force when it runs, not the one of its forward pass. That of CUDA tensors has a
+    thread of its own, which DENDRITE_BACKEND reaches and this does not.
     """
     _check_name(name, "use_backend")
     token = _override.set(name)

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from functools import partial
 from pathlib import Path
 
@@ -94,6 +95,66 @@ def test_without_a_compiler(tmp_path):
     assert str(site) in out.stdout and "[[0.0, 3.0, 0.0]]" in out.stdout
     code = alone + "import runpy; runpy.run_module('dendrite_kernels', run_name='__main__')"
     assert "dendrite_kernels._cpu is not built" in run([sys.executable, "-P", "-c", code]).stdout
+
+
+CUDA_SMOKE = """
+import glob, importlib.util, sysconfig
+folder = sysconfig.get_paths()["platlib"] + "/dendrite_kernels/"
+print(open(folder + "_cuda_build.txt").read())
+for path in glob.glob(folder + "_cuda*.so"):
+    spec = importlib.util.spec_from_file_location("_cuda", path)
+    cuda = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(cuda)
+    print("imported:", cuda.archs, cuda.why_not(0) or "can run")
+"""
+
+
+def cuda_of(python):
+    return subprocess.run([python, "-c", CUDA_SMOKE], capture_output=True, text=True, check=True, cwd="/").stdout
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc here")
+def test_with_nvcc(tmp_path):
+    """For one chip, as all take minutes; the module imports where there is no driver, and says so."""
+    python, _ = install(tmp_path, sys.executable, DENDRITE_CUDA="1", DENDRITE_CUDA_ARCHS="90")
+    said = cuda_of(python)
+    assert said.startswith("built for sm_90 by Cuda compilation tools") and "imported: sm_90" in said
+    if shutil.which("nvidia-smi") is None:
+        assert "no CUDA driver is installed here" in said
+
+
+@pytest.mark.parametrize(
+    "environment, words",
+    [
+        ({"DENDRITE_CUDA": "0"}, "not built: DENDRITE_CUDA=0"),
+        ({"DENDRITE_CUDA": "yes"}, "not built: DENDRITE_CUDA: expected 0 or 1, got 'yes'"),
+        ({"DENDRITE_CUDA": "1", "CUDA_HOME": "{false}"}, "not built: nvcc failed"),
+        ({"DENDRITE_CUDA": "1", "DENDRITE_CUDA_ARCHS": "75 x"}, "expected some of"),
+    ],
+)
+def test_without_cuda(tmp_path, environment, words):
+    """What keeps _cuda from being built never keeps the package from being installed."""
+    broken = tmp_path / "bin/nvcc"
+    broken.parent.mkdir()
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    if "DENDRITE_CUDA_ARCHS" in environment and shutil.which("nvcc") is None:
+        pytest.skip("no nvcc here")
+    environment = {key: value.format(false=tmp_path) for key, value in environment.items()}
+    python, _ = install(tmp_path, sys.executable, **environment)
+    said = cuda_of(python)
+    assert words in said and "imported" not in said
+    assert has_native(python)
+
+
+def test_the_source_distribution_holds_every_kernel(tmp_path):
+    shutil.copytree(ROOT, tmp_path / "source", ignore=shutil.ignore_patterns(".venv", ".git", "build", "runs", ".data"))
+    command = [sys.executable, "setup.py", "-q", "sdist", "-d", str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path / "source")
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    kernels = {str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.*")}
+    assert any(name.endswith(".cu") for name in kernels) and kernels <= names
 
 
 def test_without_openmp(tmp_path):

@@ -7,6 +7,7 @@ An op that has no launcher here is Triton's altogether, and a launcher leaves it
 from __future__ import annotations
 
 import importlib
+from types import ModuleType
 
 import torch
 
@@ -36,4 +37,7 @@ def __getattr__(name: str):
     for module, names in _LAUNCHERS.items():
         if name in names:
             return getattr(importlib.import_module(f".{module}", __name__), name)
-    return getattr(triton, name)
+    found = getattr(triton, name)
+    if isinstance(found, ModuleType):  # `from . import plan` asks here first, and must not be given Triton's
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return found
