@@ -74,7 +74,7 @@ def emulator_path(tmp_path_factory):
 def emulated(emulator_path, monkeypatch):
     """Runs the test on the CUDA backend, whose kernels are emulated, on CPU tensors; what it lacks Triton interprets.
 
-    A function that sets the order in which a block's threads run: 0 forwards, 1 backwards, 2 shuffled.
+    A function that sets the order in which a block's threads run: 0 warp by warp, 1 backwards, 2 shuffled.
     """
     if triton.why_not(torch.device("cpu")) is not None:
         pytest.skip("what the CUDA backend leaves to Triton can't be interpreted here")

@@ -1,7 +1,7 @@
 """The CUDA backend's kernels and launchers, emulated on the host (tests/emulator), against the oracle.
 
-Each value is asked for with a block's threads run forwards, backwards and shuffled: where a synchronisation is missing,
-one of them differs.
+Each value is asked for with the threads of a block run warp by warp, backwards and shuffled: where a synchronisation is
+missing, one of them differs.
 """
 
 import pytest
@@ -18,7 +18,7 @@ from dendrite_kernels.testing import DTYPES, assert_close, assert_same_bits, spe
 ORDERS = [0, 1, 2]
 
 
-@pytest.fixture(params=ORDERS, ids=["forwards", "backwards", "shuffled"])
+@pytest.fixture(params=ORDERS, ids=["by_warp", "backwards", "shuffled"])
 def ordered(request, emulated):
     emulated(request.param)
 
