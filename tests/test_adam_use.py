@@ -205,6 +205,41 @@ def test_a_checkpoint_goes_on_to_the_same_bits(tmp_path, kind, segment_sparsity)
         assert_same_bits(p.detach(), q.detach())
 
 
+@pytest.mark.parametrize("weights", ["saved", "others"])
+def test_rows_of_a_checkpoint_go_on_resting_where_their_weights_are_the_same(tmp_path, weights):
+    """Those that wake have moments decayed by one power, and then step by step: other bits."""
+    model = make_model(torch.float32)
+    optimizer = dk.optim.Adam(model, LR)
+    x, *rest = other = some_batch("one", torch.float32, 2)
+    for step in range(300):
+        one_step(model, optimizer, other if step >= 2 else (-20 * x, *rest))
+    resting = [s["moments"].since > 0 for s in optimizer.state.values() if "moments" in s]
+    assert sum(int(r.sum()) for r in resting) > 50
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "state.pt")
+    saved = torch.load(tmp_path / "state.pt", weights_only=True)
+    loaded = make_model(torch.float32)
+    loaded.load_state_dict(saved["model"])
+    if weights == "others":
+        with torch.no_grad():
+            for p in loaded.parameters():
+                p.mul_(2)
+    resumed = dk.optim.Adam(loaded, LR)
+    resumed.load_state_dict(saved["optimizer"])
+    for batch in (other, other, (-20 * x, *rest), other):
+        one_step(loaded, resumed, batch)
+        if weights == "others":
+            awake = [s["moments"].since <= 0 for s in resumed.state.values() if "moments" in s]
+            assert all(a[r].all() for a, r in zip(awake, resting, strict=True))
+            return
+        one_step(model, optimizer, batch)
+        for p, q in zip(model.parameters(), loaded.parameters(), strict=True):
+            assert_same_bits(p.detach(), q.detach())
+    moments = ([s["moments"] for s in o.state.values() if "moments" in s] for o in (optimizer, resumed))
+    for mine, theirs in zip(*moments, strict=True):
+        assert_same_bits(mine.m, theirs.m)
+        assert_same_bits(mine.v, theirs.v)
+
+
 def test_a_checkpoint_is_not_moved_by_later_steps():
     model = make_model(torch.float32)
     optimizer = dk.optim.Adam(model, LR)

@@ -318,12 +318,14 @@ class Adam(torch.optim.Optimizer):
     def state_dict(self) -> dict:
         """The state in the form of torch.optim.Adam's, but for moments that are kept only where they can be nonzero.
 
-        load_state_dict takes it back to the same bits; torch_state_dict() writes it out for torch.optim.Adam.
+        load_state_dict takes it back and goes on to the same bits where the weights are loaded before it (rows that
+        rest wake otherwise, which rounds their moments). torch_state_dict() writes it out for torch.optim.Adam.
         """
         out = super().state_dict()
+        parameters = [p for group in self.param_groups for p in group["params"]]
         for number, state in out["state"].items():
             if "moments" in state:
-                out["state"][number] = {**state, "moments": state["moments"].state_dict()}
+                out["state"][number] = {**state, "moments": state["moments"].state_dict(parameters[number])}
         return {"format": FORMAT, **out}
 
     def load_state_dict(self, state_dict: dict) -> None:

@@ -89,7 +89,7 @@ class DeviceSegmentMoments:
         """exp_avg and exp_avg_sq as torch.optim.Adam has them, like the segments."""
         return tuple(torch.zeros_like(like).copy_(t) for t in self._written_out())
 
-    def state_dict(self) -> dict:
+    def state_dict(self, segments: Tensor) -> dict:
         context = None if self.context is None else self.context.clone()
         return {"touched": self.touched.clone(), "context": context, "m": self.m.clone(), "v": self.v.clone()}
 

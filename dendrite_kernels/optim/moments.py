@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from typing import NamedTuple
 
 import torch
@@ -41,6 +42,21 @@ class Clock:
     def stepped(self, p: Tensor, group: dict) -> None:
         """The step is done and counted in the weights' version."""
         self.last = ((*group["betas"], group["eps"]), float(group["lr"]), p._version)
+
+    def state_dict(self, p: Tensor, resting: Tensor) -> dict | None:
+        """What lets rows go on resting where p is loaded too; resting: their weights. None where they are to wake."""
+        if self.last is None or self.last[2] != p._version:
+            return None
+        return {"rule": self.last[0], "lr": self.last[1], "resting": _checksum(resting)}
+
+    def load_state_dict(self, saved: dict | None, p: Tensor, resting: Tensor) -> None:
+        """Rows wake at the next step, which rounds their moments, but where their weights are those that were saved."""
+        if saved is not None and saved["resting"] == _checksum(resting):
+            self.last = tuple(saved["rule"]), saved["lr"], p._version
+
+
+def _checksum(t: Tensor) -> int:
+    return zlib.crc32(t.detach().contiguous().view(-1).view(torch.uint8).numpy())
 
 
 def _shrinks(beta1: float, beta2: float, eps: float, now: int) -> bool:

@@ -101,7 +101,7 @@ class SegmentMoments:
 
     def to_dense(self, like: Tensor, now: int, betas: tuple[float, float]) -> tuple[Tensor, Tensor]:
         """exp_avg and exp_avg_sq as torch.optim.Adam has them, like the segments."""
-        written = SegmentMoments.from_state_dict(like, self.keep, self.state_dict())
+        written = SegmentMoments.from_state_dict(like, self.keep, self.state_dict(like))
         if written.rank1:
             written._write_out()
         used = slice(self.count)
@@ -112,9 +112,14 @@ class SegmentMoments:
             out.append(dense)
         return out[0], out[1]
 
-    def state_dict(self) -> dict:
+    def _resting(self, segments: Tensor) -> Tensor:
+        rows = self.touched()[self.since[: self.count] > 0]
+        return segments.detach().reshape(-1, self.width)[rows.long()]
+
+    def state_dict(self, segments: Tensor) -> dict:
         used = slice(self.count)
         return {
+            "clock": self.clock.state_dict(segments, self._resting(segments)),
             "rows": self.rows[used].clone(),
             "since": self.since[used].clone(),
             "rank1": self.rank1,
@@ -133,6 +138,7 @@ class SegmentMoments:
             out.m[: out.count], out.v[: out.count] = saved["m"], saved["v"]
         else:
             out.m, out.v = saved["m"].clone(), saved["v"].clone()
+        out.clock.load_state_dict(saved.get("clock"), segments, out._resting(segments))
         return out
 
 

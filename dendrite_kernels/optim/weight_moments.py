@@ -91,8 +91,12 @@ class WeightMoments:
             out.append(dense)
         return out[0], out[1]
 
-    def state_dict(self) -> dict:
-        return {"by_input": self.by_input, "m": self.m.clone(), "v": self.v.clone(), "since": self.since.clone()}
+    def _resting(self, weight: Tensor) -> Tensor:
+        return self._by_row(weight.detach())[self.since > 0]
+
+    def state_dict(self, weight: Tensor) -> dict:
+        kept = {"by_input": self.by_input, "m": self.m.clone(), "v": self.v.clone(), "since": self.since.clone()}
+        return {**kept, "clock": self.clock.state_dict(weight, self._resting(weight))}
 
     @classmethod
     def from_state_dict(cls, weight: Tensor, mask: Tensor | None, saved: dict) -> WeightMoments:
@@ -104,6 +108,7 @@ class WeightMoments:
                     f"state_dict: expected {name} of {len(mine)} entries (the weight's mask), got {len(saved[name])}"
                 )
             mine.copy_(saved[name])
+        out.clock.load_state_dict(saved.get("clock"), weight, out._resting(weight))
         return out
 
 
