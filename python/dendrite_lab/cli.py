@@ -125,7 +125,7 @@ def run(
         raise LabError(f"--device {device}: expected cpu for {name}: only the permutedMNIST families run on a GPU")
     engines.check(engine, address)
     todo = _unfinished(config, range(seed, seed + seeds), out, resume, device)
-    options = engines.Options(engine, address, jobs, threads, data)
+    options = engines.Options(engine, address, jobs, threads, data, seeds)
     try:
         with Board(todo) as board:
             engines.carry_out(todo, options, board.tell)

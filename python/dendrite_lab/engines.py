@@ -23,6 +23,7 @@ class Options:
     jobs: int | None = None
     threads: int | None = None
     data: Path | None = None
+    seeds: int | None = None  # that were asked for, with those that are finished (default: the jobs that are left)
 
 
 def check(engine: str, address: str | None) -> None:
@@ -52,7 +53,9 @@ def carry_out(jobs: list[Job], options: Options, tell: Tell) -> None:
     get = partial(load, first.config.dataset, options.data)
     data = get(say=console.print)  # once before all processes do: it may have to be fetched
     slots = min(options.jobs or 1, len(jobs))
-    threads = options.threads or max(1, torch.get_num_threads() // slots)
+    # by all seeds of the command: a resumed one gives those that had not begun the threads they would have had
+    shared = min(options.jobs or 1, options.seeds or len(jobs))
+    threads = options.threads or max(1, torch.get_num_threads() // shared)
     if options.engine == "ray":
         from .ray_cluster import Cluster
 

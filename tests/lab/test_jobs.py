@@ -150,6 +150,15 @@ def test_the_threads_of_a_run_are_in_its_row(main_run, tmp_path, threads):
     assert status == 0 and results.read_rows(tmp_path / "out")[0]["threads"] == 2
 
 
+def test_a_resumed_command_shares_the_threads_by_all_its_seeds(main_run, tmp_path, threads):
+    """Also where one seed is left: its numbers depend on its thread count."""
+    threads(2)
+    out = tmp_path / "out"
+    assert main_run("--out", out, "--threads", "1")[0] == 0
+    assert main_run("--out", out, "--seeds", "2", "--jobs", "2", "--resume")[0] == 0
+    assert [(row["seed"], row["threads"]) for row in results.read_rows(out)] == [(0, 1), (1, 1)]
+
+
 def test_a_seed_that_fails_is_named_and_the_others_land(main_run, tmp_path, threads):
     threads(1)
     out = tmp_path / "out"
