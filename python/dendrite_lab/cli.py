@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -147,13 +148,23 @@ def _unfinished(config: Configuration, seeds: range, out: Path, resume: bool, de
     """A job for each seed but those that --resume need not run again."""
     from .state import check_unstarted, state_path  # torch takes seconds to import: after what needs none of it
 
-    finished = finished_seeds(out, config) if resume else set()
+    finished = _forgotten(config, seeds, out)
     for seed in seeds:
-        if seed in finished:
+        if resume and seed in finished:
             console.print(f"{config.name}, seed {seed}: finished already")
         elif not resume:  # before the first of them is run
             check_unstarted(state_path(out, config, seed))
-    return [Job(config, seed, out, resume, device) for seed in seeds if seed not in finished]
+    return [Job(config, seed, out, resume, device) for seed in seeds if not (resume and seed in finished)]
+
+
+def _forgotten(config: Configuration, seeds: Iterable[int], out: Path) -> set[int]:
+    """Those of the seeds that are finished; a state that a kill right after the row has left is removed."""
+    from .state import state_path
+
+    finished = finished_seeds(out, config).intersection(seeds)
+    for seed in finished:
+        state_path(out, config, seed).unlink(missing_ok=True)
+    return finished
 
 
 @app.command()
@@ -167,10 +178,10 @@ def grid(
     """Runs an experiment at each point of the grid that its source searched; the same command goes on later."""
     config = experiment(name, _pairs(changes or []))
     points = grids.points(config)
-    todo = [Job(point, seed, out, resume=True) for point in points if seed not in finished_seeds(out, point)]
+    todo = [Job(point, seed, out, resume=True) for point in points if not _forgotten(point, [seed], out)]
     console.print(f"{name}: {len(points)} points, {len(todo)} to run")
     try:
-        for job in todo:  # one after the other: their states have the same name
+        for job in todo:
             with Board([job]) as board:
                 engines.carry_out([job], engines.Options(data=data), board.tell)
             if board.failed:
@@ -192,7 +203,10 @@ def sweep(
     """Runs what is missing of a plan, in its order, as far as the budget goes; the same command goes on later."""
     limit = sweeps.seconds(budget)
     rows = known_rows(out)
-    todo = sweeps.missing(sweeps.read_plan(plan), rows)
+    planned_runs = sweeps.read_plan(plan)
+    todo = sweeps.missing(planned_runs, rows)
+    for name in {name for name, _ in planned_runs}:
+        _forgotten(EXPERIMENTS[name], [seed for one, seed in planned_runs if one == name], out)
 
     from .datasets import load
     from .train import check_backend

@@ -16,6 +16,7 @@ from dendrite_kernels.optim import Adam, SynapticIntelligence
 from dendrite_kernels.sparsity import rezero_weights
 
 from . import activations
+from .config import run_name
 from .contexts import NoContexts, contexts_of
 from .data import MNIST
 from .errors import LabError
@@ -200,7 +201,7 @@ def _findings(going: Run, folder: Path) -> dict:
     if config.record_activations:
         few = config.record_activations, config.test_batch_size
         shares = activations.active_shares(going.model, going.tasks, config.tasks, going.contexts, *few)
-        path = folder / f"{config.name}-seed{going.state.seed}.activations.npz"
+        path = folder / f"{run_name(config, going.state.seed)}.activations.npz"
         activations.save(path, shares)
         out |= {"activations": path.name, "overlap_by_layer": [activations.overlap(s) for s in shares]}
     return out

@@ -152,18 +152,18 @@ def test_the_threads_of_a_run_are_in_its_row(main_run, tmp_path, threads):
 
 def test_a_resumed_command_shares_the_threads_by_all_its_seeds(main_run, tmp_path, threads):
     """Also where one seed is left: its numbers depend on its thread count."""
-    threads(2)
     out = tmp_path / "out"
     assert main_run("--out", out, "--threads", "1")[0] == 0
+    threads(2)
     assert main_run("--out", out, "--seeds", "2", "--jobs", "2", "--resume")[0] == 0
     assert [(row["seed"], row["threads"]) for row in results.read_rows(out)] == [(0, 1), (1, 1)]
 
 
-def test_a_seed_that_fails_is_named_and_the_others_land(main_run, tmp_path, threads):
+def test_a_seed_that_fails_is_named_and_the_others_land(main_run, config, tmp_path, threads):
     threads(1)
     out = tmp_path / "out"
     out.mkdir()
-    bad = out / "prototype_10-seed1.state.pt"
+    bad = state.state_path(out, config, 1)
     bad.write_bytes(b"junk")
     status, _, err = main_run("--out", out, "--seeds", "3", "--resume")
     assert status == 1 and err.startswith(f"error: prototype_10, seed 1: {bad} can't be read (")
@@ -248,7 +248,8 @@ def test_a_command_that_is_ended_leaves_states_and_no_process(command, small, tm
     if sent == signal.SIGINT:
         assert said == "stopped; the same command with --resume goes on after the last finished task\n"
         assert process.returncode == 130
-    assert sorted(path.name for path in out.iterdir()) == [f"prototype_10-seed{seed}.state.pt" for seed in (0, 1)]
+    config = experiment("prototype_10", {**small, "epochs": "100000"})
+    assert sorted(out.iterdir()) == [state.state_path(out, config, seed) for seed in (0, 1)]
 
 
 @needs_proc

@@ -140,7 +140,9 @@ def test_each_row_is_saved_and_a_second_sweep_has_nothing_to_do(sweep_run, tmp_p
     done = [(r["experiment"], r["seed"]) for r in results.read_rows(tmp_path / "out")]
     assert done == [("prototype_5", 0), ("prototype_2", 0), ("prototype_2", 1)]
     assert not list((tmp_path / "out").glob("*.state.pt"))
-    assert "0 of 0 missing runs done" in sweep_run("10m")[1]
+    left = tmp_path / "out" / "prototype_5-seed0.state.pt"  # by a kill right after the row
+    left.write_bytes(b"a state")
+    assert "0 of 0 missing runs done" in sweep_run("10m")[1] and not left.exists()
 
 
 def test_without_time_nothing_is_started(sweep_run, tmp_path):
