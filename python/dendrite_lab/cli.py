@@ -21,7 +21,7 @@ from .board import Board, console, errors, say_error
 from .config import EXPERIMENTS, LARGEST_SEED, Configuration, experiment
 from .errors import LabError, sentence_of
 from .jobs import Job, Landed, Step, run_job
-from .results import as_configured, finished_seeds, known_rows, read_rows
+from .results import as_configured, finished_seeds, known_rows, one_a_run, read_rows
 
 app = typer.Typer(
     help="Experiments with active dendrites networks on dendrite_kernels.",
@@ -53,7 +53,7 @@ def options(
 @app.command("list")
 def list_(out: Out = Path("runs")) -> None:
     """Names every experiment with its published accuracy and, where there are rows, what was measured."""
-    rows = [row for row in known_rows(out) if as_configured(row)]
+    rows = [row for row in one_a_run(known_rows(out)) if as_configured(row)]
     columns = (Column("experiment", no_wrap=True), *(Column(no_wrap=True, justify="right") for _ in range(4)))
     table = Table(*columns, box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for column, heading in zip(table.columns[1:], ("epochs @ lr", "published", "ours (seeds)", "seconds"), strict=True):
@@ -249,7 +249,7 @@ def report(
     from . import cifar_figures, figures, si_figures, tickets_figures
     from . import report as reports
 
-    rows = known_rows(out) if committed else read_rows(out)
+    rows = one_a_run(known_rows(out) if committed else read_rows(out))
     for table in (
         reports.table(rows),
         reports.clusters_table(rows),

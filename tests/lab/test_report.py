@@ -48,6 +48,32 @@ def column(table, number):
     return list(table.columns[number].cells)
 
 
+@pytest.mark.parametrize("curve_first", [True, False])
+def test_a_seed_that_ran_with_and_without_a_curve_counts_once(curve_first):
+    few = row("prototype_10", 0, 0.9, accuracy_by_task={"10": [0.9]})
+    curve = row("prototype_10", 0, 0.9, accuracy_by_task={"1": [0.9], "10": [0.9]})
+    curve["config"]["evaluate_after"] = list(range(1, 11))
+    other, changed = row("prototype_10", 1, 0.8), row("prototype_10", 0, 0.1)
+    changed["config"]["lr"] = 1.0
+    rows = [curve, few] if curve_first else [few, curve]
+    assert results.one_a_run([*rows, other, changed]) == [curve, other, changed]
+
+
+def test_each_changed_configuration_has_a_line_that_says_what_was_changed():
+    rows = [row("prototype_10", 0, 0.9), *(row("prototype_10", seed, 0.5) for seed in range(2))]
+    for changed, lr in zip(rows[1:], (1.0, 0.1), strict=True):
+        changed["config"] |= {"lr": lr, "hidden": [64, 32]}
+    rows.append({**rows[1], "seed": 2, "accuracy": 0.7})
+    table = report.table(rows)
+    assert [str(cell) for cell in column(table, 0)] == [
+        "prototype_10",
+        "prototype_10 (--set) hidden=64,32 lr=0.1",
+        "prototype_10 (--set) hidden=64,32 lr=1.0",
+    ]
+    assert column(table, 1) == ["1", "1", "2"] and column(table, 2) == ["90.00 %", "50.00 %", "60.00 %"]
+    assert column(table, 4) == ["94.55 %", "-", "-"]
+
+
 def test_what_was_not_run_is_listed_with_why():
     table = report.not_run([{**row("prototype_10"), "train_seconds": 300}])
     why = dict(zip(column(table, 0), column(table, 1), strict=True))
