@@ -135,6 +135,16 @@ def test_every_figure_shows_what_was_measured_beside_the_published(tmp_path, dra
     assert drawn["curves.png"][1]["context_zeros_10"][9] == [10, 0.9]
 
 
+def test_a_curve_is_drawn_of_rows_that_were_evaluated_after_every_task():
+    def evaluated(name, *after):
+        return row(name, accuracy_by_task={str(n): [0.9] * n for n in after})
+
+    assert not figures.has_curve(evaluated("si_prototype_25", 1, 2, 3, 4, 5, 10, 25))  # as configured
+    assert figures.has_curve(evaluated("si_prototype_25", *range(1, 26)))
+    assert figures.has_curve(evaluated("prototype_5", *range(1, 6))) and not figures.has_curve(row("prototype_5"))
+    assert figures.has_curve(evaluated("context_mean_100", 1, *range(10, 101, 10)))  # as its source draws it
+
+
 def test_every_family_of_a_figure_is_published_and_titled():
     for families in figures.AGAINST_TASKS.values():
         assert all(published.curve(family) and family in figures.TITLES for family in families)
