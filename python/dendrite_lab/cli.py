@@ -124,7 +124,7 @@ def run(
         raise LabError(f"--seed: expected seeds up to {LARGEST_SEED}, got {seed + seeds - 1}")
     if device != "cpu" and config.runner != "train":
         raise LabError(f"--device {device}: expected cpu for {name}: only the permutedMNIST families run on a GPU")
-    engines.check(engine, address)
+    engines.check(engine, address, threads)
     todo = _unfinished(config, range(seed, seed + seeds), out, resume, device)
     options = engines.Options(engine, address, jobs, threads, data, seeds)
     try:
@@ -176,8 +176,10 @@ def grid(
     changes: Annotated[list[str] | None, typer.Option("--set", help="key=value, at every point of the grid.")] = None,
 ) -> None:
     """Runs an experiment at each point of the grid that its source searched; the same command goes on later."""
-    config = experiment(name, _pairs(changes or []))
+    pairs = _pairs(changes or [])
+    config = experiment(name, pairs)
     points = grids.points(config)
+    grids.check_unvaried(config, pairs)
     todo = [Job(point, seed, out, resume=True) for point in points if not _forgotten(point, [seed], out)]
     console.print(f"{name}: {len(points)} points, {len(todo)} to run")
     try:

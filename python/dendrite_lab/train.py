@@ -165,10 +165,15 @@ def _name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def check_backend(device: str = "cpu") -> None:
-    """Raises LabError for a device that is not here, and where DENDRITE_BACKEND names what can't run there."""
+def check_device(device: str) -> None:
+    """Raises LabError for a device that no machine has."""
     if device not in ("cpu", "cuda"):
         raise LabError(f"--device: expected cpu or cuda, got {device}")
+
+
+def check_backend(device: str = "cpu") -> None:
+    """Raises LabError for a device that is not here, and where DENDRITE_BACKEND names what can't run there."""
+    check_device(device)
     if device == "cuda" and not torch.cuda.is_available():
         raise LabError("--device cuda: torch finds no CUDA GPU here")
     try:

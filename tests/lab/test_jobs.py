@@ -129,12 +129,21 @@ def test_a_board_saves_rows_forgets_states_and_counts(config, tmp_path, capsys):
     [
         (["--engine", "spark"], "--engine: expected local or ray, got spark"),
         (["--address", "1.2.3.4:1"], "--address 1.2.3.4:1: expected with --engine ray only"),
+        (["--threads", "4097"], "--threads: expected at most 4096, got 4097"),
         (["--engine", "ray"], "--engine ray: Ray is not installed: pip install 'dendrite_kernels[ray]'"),
     ],
 )
 def test_engines_that_can_not_be_had(main, monkeypatch, words, says):
     monkeypatch.setattr(engines, "find_spec", lambda name: None)
     assert main("run", "prototype_10", *words) == (1, "", f"error: {says}\n")
+
+
+@pytest.mark.parametrize("engine", engines.ENGINES)
+def test_a_device_that_there_is_not(main, monkeypatch, tmp_path, engine):
+    monkeypatch.setattr(engines, "find_spec", lambda name: True)
+    answer = main("run", "prototype_10", "--engine", engine, "--device", "tpu", "--out", tmp_path)
+    assert (answer[0], answer[2]) == (1, "error: --device: expected cpu or cuda, got tpu\n")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("option", ["--jobs", "--threads", "--seeds"])
