@@ -20,7 +20,7 @@ from . import sweep as sweeps
 from .board import Board, console, errors, say_error
 from .config import EXPERIMENTS, LARGEST_SEED, Configuration, experiment
 from .errors import LabError, sentence_of
-from .jobs import Job, Landed, Step, run_job
+from .jobs import Job, Landed, Step, attempt
 from .results import as_configured, finished_seeds, known_rows, one_a_run, read_rows
 
 app = typer.Typer(
@@ -219,18 +219,21 @@ def sweep(
     def loaded(name: str):
         return load(name, data if name == "mnist" else None, say=console.print)
 
-    def run_one(planned: sweeps.Run, deadline: float) -> dict:
+    failed = []
+
+    def run_one(planned: sweeps.Run, deadline: float) -> dict | None:
         job = Job(EXPERIMENTS[planned[0]], planned[1], out, resume=True)
         with Board([job]) as board:
 
-            def step(*how_far) -> None:
-                board.tell(Step(job.seed, *how_far))
+            def tell(step: Step) -> None:
+                board.tell(step)
                 if time.monotonic() > deadline:
                     raise sweeps.OutOfTime
 
-            row = run_job(job, loaded(job.config.dataset), step)
-            board.tell(Landed(job.seed, row))
-        return row
+            end = attempt(job, lambda: loaded(job.config.dataset), tell)
+            board.tell(end)
+        failed.extend(board.failed)
+        return end.row if isinstance(end, Landed) else None
 
     try:
         left = sweeps.work_through(todo, rows, limit, run_one, console.print)
@@ -238,6 +241,8 @@ def sweep(
         errors.print("stopped; the same command goes on after the last finished task")
         raise typer.Exit(130) from None
     console.print(f"{len(todo) - len(left)} of {len(todo)} missing runs done, {len(left)} left")
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command()

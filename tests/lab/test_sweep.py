@@ -157,3 +157,14 @@ def test_out_of_time_leaves_a_state_to_go_on_from(sweep_run, tmp_path, monkeypat
     assert status == 0 and "out of time" in out
     assert (tmp_path / "out" / "prototype_5-seed0.state.pt").exists()
     assert "3 of 3 missing runs done" in sweep_run("10m")[1]
+
+
+def test_a_run_that_fails_is_named_and_the_others_are_done(sweep_run, tmp_path, threads):
+    threads(1)
+    bad = tmp_path / "out" / "prototype_5-seed0.state.pt"
+    bad.parent.mkdir()
+    bad.write_bytes(b"junk")
+    status, out, err = sweep_run("10m")
+    assert status == 1 and "2 of 3 missing runs done, 1 left" in out
+    assert err.startswith(f"error: prototype_5, seed 0: {bad} can't be read (")
+    assert [r["experiment"] for r in results.read_rows(tmp_path / "out")] == ["prototype_2"] * 2 and bad.exists()
