@@ -131,7 +131,15 @@ def not_run(rows: list[dict]) -> Table:
     run = {row["experiment"] for row in rows if as_configured(row)}
     for name, config in EXPERIMENTS.items():
         if name not in run:
-            out.add_row(name, f"no rows yet: about {estimate(config, rows) / 60:.1f} min a seed")
+            cost = f"about {estimate(config, rows) / 60:.1f} min a seed"
+            out.add_row(name, f"no rows yet: {cost}{_hindrance(config.dataset)}")
     for family, why in published.NOT_RUNNABLE.items():
         out.add_row(f"{family}_N", why)
     return out
+
+
+def _hindrance(dataset: str) -> str:
+    """Why not even time would give a result: CIFAR-100 is in no package registry, and may have to be put here."""
+    if "100" not in dataset or datasets.is_here("cifar100"):
+        return ""
+    return "; CIFAR-100 is not here, and no package registry has it: put it into $DENDRITE_DATA"

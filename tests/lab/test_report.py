@@ -83,6 +83,16 @@ def test_what_was_not_run_is_listed_with_why():
     assert why["prototype_5"] == "no rows yet: about 0.9 min a seed"
 
 
+def test_what_needs_cifar_100_says_that_it_is_not_here(tmp_path, monkeypatch):
+    monkeypatch.setenv("DENDRITE_DATA", str(tmp_path))
+    table = report.not_run([])
+    why = dict(zip(column(table, 0), column(table, 1), strict=True))
+    missing = {name for name, words in why.items() if "CIFAR-100 is not here" in words}
+    wanted = ("split_cifar100_", "si_split_cifar")  # the second of both data sets, but for CIFAR-10 alone
+    assert missing == {n for n in EXPERIMENTS if n.startswith(wanted) and not n.startswith("si_split_cifar10")}
+    assert why["split_cifar10_cnn"].endswith("min a seed")
+
+
 def test_clusters_beside_the_published():
     table = report.clusters_table([row("construct_prototype_10", s, clusters=c) for s, c in ((0, 10), (1, 13))])
     assert [column(table, i)[0] for i in range(3)] == ["construct_prototype_10", "11.50", "11.375"]

@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from dendrite_lab import report, si_figures, tickets_figures
+from dendrite_lab import data, report, si_figures, tickets_figures
 from dendrite_lab.config import experiment
 from rich.console import Console
 
@@ -99,8 +99,11 @@ def test_figures_that_lack_what_they_show_are_named(tmp_path, monkeypatch):
         "no examples of noise: mnist is not in $DENDRITE_DATA",
     ]
     (tmp_path / "mnist").mkdir()
-    for path in ("mnist/a", "x.npz"):
+    for path in ("mnist/a", *(f"mnist/{name}" for name in list(data.FILES)[:3]), "x.npz"):
         (tmp_path / path).touch()
+    no_examples = ["no examples of noise: mnist is not in $DENDRITE_DATA"]
+    assert report.not_drawn(rows, tmp_path) == no_examples  # a file is missing, and would be fetched
+    (tmp_path / "mnist" / list(data.FILES)[3]).touch()
     assert report.not_drawn(rows, tmp_path) == []
 
 
