@@ -1,6 +1,7 @@
 """What the figures and tables of Synaptic Intelligence and of lottery tickets show, from rows made up."""
 
 import io
+import math
 
 import numpy as np
 import pytest
@@ -83,10 +84,10 @@ def test_examples_of_noise_have_as_many_bright_pixels(shape):
     panels = tickets_figures.examples(images, [0.0, 0.1, 0.5], "").axes
     shown = [np.asarray(axes.images[0].get_array()) for axes in panels]
     assert len(shown) == 3 * 3
-    values = shown[0].size
+    height, width, *channels = shown[0].shape
     for axes, clean, noisy in zip(panels[1:3], (shown[0],) * 2, shown[1:3], strict=True):
         share = float(axes.get_title().rstrip(" %")) / 100
-        assert int((noisy != clean).sum()) == round(share * values)
+        assert int((noisy != clean).sum()) == round(share * height * width) * math.prod(channels)
     if shown[0].ndim == 3:  # colours as they were
         np.testing.assert_allclose(shown[3], images[1].permute(1, 2, 0).numpy() / 255, atol=1e-6)
 
