@@ -56,9 +56,8 @@ def load_cifar(name: str, folder: Path | None = None, say: Say = print) -> CIFAR
 
     Raises LabError: a file is missing or corrupt, or no source is in reach (the message names folder and files).
     """
-    own, standard = FOLDERS[name]
-    folder = Path(folder or default_folder(own))
-    pickles = next((at for at in (folder, folder / standard) if _has_pickles(name, at)), None)
+    folder = Path(folder or default_folder(FOLDERS[name][0]))
+    pickles = _pickles_in(name, folder)
     if name == "cifar100":
         return _cifar100(pickles or _fetched_cifar100(folder, say))
     if pickles is None and not (folder / CIFAR10_FILE).exists():
@@ -83,6 +82,15 @@ def read_pickle(path: Path, labels: str) -> tuple[np.ndarray, np.ndarray]:
             f"{list(images.shape)} and {len(found)}"
         )
     return images, found.astype(np.uint8)
+
+
+def cifar_is_in(name: str, folder: Path) -> bool:
+    """Whether the folder has all files of "cifar10" or "cifar100", in any of the forms that load_cifar reads."""
+    return bool(_pickles_in(name, folder)) or (name == "cifar10" and (folder / CIFAR10_FILE).exists())
+
+
+def _pickles_in(name: str, folder: Path) -> Path | None:
+    return next((at for at in (folder, folder / FOLDERS[name][1]) if _has_pickles(name, at)), None)
 
 
 def _has_pickles(name: str, folder: Path) -> bool:

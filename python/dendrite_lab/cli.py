@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -19,8 +20,8 @@ from . import sweep as sweeps
 from .board import Board, console, errors, say_error
 from .config import EXPERIMENTS, LARGEST_SEED, Configuration, experiment
 from .errors import LabError, sentence_of
-from .jobs import Job, Landed, Step, run_job
-from .results import as_configured, finished_seeds, known_rows, read_rows
+from .jobs import Job, Landed, Step, attempt
+from .results import as_configured, finished_seeds, known_rows, one_a_run, read_rows
 
 app = typer.Typer(
     help="Experiments with active dendrites networks on dendrite_kernels.",
@@ -52,7 +53,7 @@ def options(
 @app.command("list")
 def list_(out: Out = Path("runs")) -> None:
     """Names every experiment with its published accuracy and, where there are rows, what was measured."""
-    rows = [row for row in known_rows(out) if as_configured(row)]
+    rows = [row for row in one_a_run(known_rows(out)) if as_configured(row)]
     columns = (Column("experiment", no_wrap=True), *(Column(no_wrap=True, justify="right") for _ in range(4)))
     table = Table(*columns, box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for column, heading in zip(table.columns[1:], ("epochs @ lr", "published", "ours (seeds)", "seconds"), strict=True):
@@ -123,9 +124,9 @@ def run(
         raise LabError(f"--seed: expected seeds up to {LARGEST_SEED}, got {seed + seeds - 1}")
     if device != "cpu" and config.runner != "train":
         raise LabError(f"--device {device}: expected cpu for {name}: only the permutedMNIST families run on a GPU")
-    engines.check(engine, address)
+    engines.check(engine, address, threads)
     todo = _unfinished(config, range(seed, seed + seeds), out, resume, device)
-    options = engines.Options(engine, address, jobs, threads, data)
+    options = engines.Options(engine, address, jobs, threads, data, seeds)
     try:
         with Board(todo) as board:
             engines.carry_out(todo, options, board.tell)
@@ -147,13 +148,23 @@ def _unfinished(config: Configuration, seeds: range, out: Path, resume: bool, de
     """A job for each seed but those that --resume need not run again."""
     from .state import check_unstarted, state_path  # torch takes seconds to import: after what needs none of it
 
-    finished = finished_seeds(out, config) if resume else set()
+    finished = _forgotten(config, seeds, out)
     for seed in seeds:
-        if seed in finished:
+        if resume and seed in finished:
             console.print(f"{config.name}, seed {seed}: finished already")
         elif not resume:  # before the first of them is run
             check_unstarted(state_path(out, config, seed))
-    return [Job(config, seed, out, resume, device) for seed in seeds if seed not in finished]
+    return [Job(config, seed, out, resume, device) for seed in seeds if not (resume and seed in finished)]
+
+
+def _forgotten(config: Configuration, seeds: Iterable[int], out: Path) -> set[int]:
+    """Those of the seeds that are finished; a state that a kill right after the row has left is removed."""
+    from .state import state_path
+
+    finished = finished_seeds(out, config).intersection(seeds)
+    for seed in finished:
+        state_path(out, config, seed).unlink(missing_ok=True)
+    return finished
 
 
 @app.command()
@@ -165,12 +176,14 @@ def grid(
     changes: Annotated[list[str] | None, typer.Option("--set", help="key=value, at every point of the grid.")] = None,
 ) -> None:
     """Runs an experiment at each point of the grid that its source searched; the same command goes on later."""
-    config = experiment(name, _pairs(changes or []))
+    pairs = _pairs(changes or [])
+    config = experiment(name, pairs)
     points = grids.points(config)
-    todo = [Job(point, seed, out, resume=True) for point in points if seed not in finished_seeds(out, point)]
+    grids.check_unvaried(config, pairs)
+    todo = [Job(point, seed, out, resume=True) for point in points if not _forgotten(point, [seed], out)]
     console.print(f"{name}: {len(points)} points, {len(todo)} to run")
     try:
-        for job in todo:  # one after the other: their states have the same name
+        for job in todo:
             with Board([job]) as board:
                 engines.carry_out([job], engines.Options(data=data), board.tell)
             if board.failed:
@@ -192,7 +205,10 @@ def sweep(
     """Runs what is missing of a plan, in its order, as far as the budget goes; the same command goes on later."""
     limit = sweeps.seconds(budget)
     rows = known_rows(out)
-    todo = sweeps.missing(sweeps.read_plan(plan), rows)
+    planned_runs = sweeps.read_plan(plan)
+    todo = sweeps.missing(planned_runs, rows)
+    for name in {name for name, _ in planned_runs}:
+        _forgotten(EXPERIMENTS[name], [seed for one, seed in planned_runs if one == name], out)
 
     from .datasets import load
     from .train import check_backend
@@ -203,18 +219,21 @@ def sweep(
     def loaded(name: str):
         return load(name, data if name == "mnist" else None, say=console.print)
 
-    def run_one(planned: sweeps.Run, deadline: float) -> dict:
+    failed = []
+
+    def run_one(planned: sweeps.Run, deadline: float) -> dict | None:
         job = Job(EXPERIMENTS[planned[0]], planned[1], out, resume=True)
         with Board([job]) as board:
 
-            def step(*how_far) -> None:
-                board.tell(Step(job.seed, *how_far))
+            def tell(step: Step) -> None:
+                board.tell(step)
                 if time.monotonic() > deadline:
                     raise sweeps.OutOfTime
 
-            row = run_job(job, loaded(job.config.dataset), step)
-            board.tell(Landed(job.seed, row))
-        return row
+            end = attempt(job, lambda: loaded(job.config.dataset), tell)
+            board.tell(end)
+        failed.extend(board.failed)
+        return end.row if isinstance(end, Landed) else None
 
     try:
         left = sweeps.work_through(todo, rows, limit, run_one, console.print)
@@ -222,6 +241,8 @@ def sweep(
         errors.print("stopped; the same command goes on after the last finished task")
         raise typer.Exit(130) from None
     console.print(f"{len(todo) - len(left)} of {len(todo)} missing runs done, {len(left)} left")
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -235,7 +256,7 @@ def report(
     from . import cifar_figures, figures, si_figures, tickets_figures
     from . import report as reports
 
-    rows = known_rows(out) if committed else read_rows(out)
+    rows = one_a_run(known_rows(out) if committed else read_rows(out))
     for table in (
         reports.table(rows),
         reports.clusters_table(rows),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 from dataclasses import replace
 
 from . import published, si_cifar, si_experiment, tickets_experiment
@@ -11,7 +13,7 @@ from .errors import LabError
 from .experiment import Experiment
 from .split_cifar import split_cifar_experiments
 
-__all__ = ["EXPERIMENTS", "LARGEST_SEED", "Configuration", "experiment"]
+__all__ = ["EXPERIMENTS", "LARGEST_SEED", "Configuration", "changes_of", "experiment", "run_name"]
 
 # family: number of tasks -> (epochs, learning rate)
 TRAINED = {
@@ -101,3 +103,16 @@ def experiment(name: str, changes: dict[str, str] | None = None) -> Configuratio
         hint = f"; did you mean {' or '.join(near)}?" if near else ":"
         raise LabError(f"unknown experiment {name!r}{hint} `dendrite-lab list` names them all")
     return changed(EXPERIMENTS[name], changes or {})
+
+
+def changes_of(name: str, config: dict) -> dict:
+    """What of a configuration, as a dict, differs from the experiment of this name; all of it where there is none."""
+    named = EXPERIMENTS[name].to_dict() if name in EXPERIMENTS else {}
+    return {key: value for key, value in config.items() if key not in named or named[key] != value}
+
+
+def run_name(config: Configuration, seed: int) -> str:
+    """What a run's files are called: by its experiment, its seed and, where --set changed it, a hash of the changes."""
+    changes = changes_of(config.name, config.to_dict())
+    digest = hashlib.sha256(json.dumps(changes, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{config.name}-seed{seed}" + (f"-{digest}" if changes else "")

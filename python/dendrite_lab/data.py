@@ -70,7 +70,7 @@ def load_mnist(folder: Path | None = None, say: Say = print) -> MNIST:
     Raises LabError: a file is corrupt, or no source is in reach (the message names the folder and the files).
     """
     folder = Path(folder or default_folder())
-    if not all(_present(folder, name) for name in FILES):
+    if not mnist_is_in(folder):
         _fetch(folder, say)
     train_x, train_y, test_x, test_y = (_read_checked(folder, name) for name in FILES)
     return MNIST(train_x.flatten(1), train_y.long(), test_x.flatten(1), test_y.long())
@@ -105,6 +105,11 @@ def write_atomically(path: Path, content: bytes) -> None:
             part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def mnist_is_in(folder: Path) -> bool:
+    """Whether the folder has all four files."""
+    return all(_present(folder, name) for name in FILES)
 
 
 def _present(folder: Path, name: str) -> bool:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .cifar import CIFAR, FOLDERS, load_cifar
-from .data import MNIST, Say, default_folder, load_mnist
+from .cifar import CIFAR, FOLDERS, cifar_is_in, load_cifar
+from .data import MNIST, Say, default_folder, load_mnist, mnist_is_in
 
 
 def load(name: str, folder: Path | None = None, say: Say = print) -> MNIST | CIFAR | tuple[CIFAR, CIFAR]:
@@ -24,6 +24,7 @@ def load(name: str, folder: Path | None = None, say: Say = print) -> MNIST | CIF
 
 
 def is_here(name: str) -> bool:
-    """Whether the default folder of "mnist", "cifar10" or "cifar100" has anything in it, so that none is fetched."""
-    folder = default_folder(FOLDERS[name][0] if name in FOLDERS else name)
-    return folder.is_dir() and any(folder.iterdir())
+    """Whether the default folder of "mnist", "cifar10" or "cifar100" has all of its files, so that none is fetched."""
+    if name == "mnist":
+        return mnist_is_in(default_folder())
+    return cifar_is_in(name, default_folder(FOLDERS[name][0]))

@@ -12,6 +12,7 @@ from .jobs import Job, Tell, one_by_one, side_by_side
 from .processes import Processes
 
 ENGINES = ("local", "ray")
+MOST_THREADS = 4096  # torch crashes where it is given more than the system has room for
 
 
 @dataclass(frozen=True)
@@ -23,14 +24,19 @@ class Options:
     jobs: int | None = None
     threads: int | None = None
     data: Path | None = None
+    seeds: int | None = None  # that were asked for, with those that are finished (default: the jobs that are left)
 
 
-def check(engine: str, address: str | None) -> None:
-    """Raises LabError for an engine that there is not or not here, and for an address that it has no use for."""
+def check(engine: str, address: str | None, threads: int | None = None) -> None:
+    """Raises LabError for an engine that there is not or not here, for an address that it has no use for, and for more
+    threads than a process can have.
+    """
     if engine not in ENGINES:
         raise LabError(f"--engine: expected {' or '.join(ENGINES)}, got {engine}")
     if address is not None and engine != "ray":
         raise LabError(f"--address {address}: expected with --engine ray only")
+    if threads is not None and threads > MOST_THREADS:
+        raise LabError(f"--threads: expected at most {MOST_THREADS}, got {threads}")
     if engine == "ray" and find_spec("ray") is None:
         raise LabError("--engine ray: Ray is not installed: pip install 'dendrite_kernels[ray]'")
 
@@ -44,15 +50,18 @@ def carry_out(jobs: list[Job], options: Options, tell: Tell) -> None:
 
     from .board import console
     from .datasets import load
-    from .train import check_backend
+    from .train import check_backend, check_device
 
     first = jobs[0]
+    check_device(first.device)
     if options.engine == "local":  # a cluster's machines have their own
         check_backend(first.device)
     get = partial(load, first.config.dataset, options.data)
     data = get(say=console.print)  # once before all processes do: it may have to be fetched
     slots = min(options.jobs or 1, len(jobs))
-    threads = options.threads or max(1, torch.get_num_threads() // slots)
+    # by all seeds of the command: a resumed one gives those that had not begun the threads they would have had
+    shared = min(options.jobs or 1, options.seeds or len(jobs))
+    threads = options.threads or max(1, torch.get_num_threads() // shared)
     if options.engine == "ray":
         from .ray_cluster import Cluster
 

@@ -48,14 +48,19 @@ def draw_all(rows: list[dict], folder: Path) -> list[Path]:
     named = [row for row in rows if as_configured(row) and isinstance(EXPERIMENTS[row["experiment"]], Experiment)]
     paths = [against_tasks(named, families, folder / f"{name}.png") for name, families in AGAINST_TASKS.items()]
     paths += [clusters(named, folder / "clusters.png"), sweeps(named, folder / "sweeps.png")]
-    # more often than the papers' six times: a curve was asked for
-    curves_of = [row for row in named if len(row.get("accuracy_by_task", {})) > len(published.TASKS)]
+    curves_of = [row for row in named if has_curve(row)]
     if curves_of:
         paths.append(curves(curves_of, folder / "curves.png"))
     for row in rows:
         if "activations" in row and (folder / row["activations"]).exists():
             paths.append(heat_map(folder / row["activations"], row, folder / f"{Path(row['activations']).stem}.png"))
     return paths
+
+
+def has_curve(row: dict) -> bool:
+    """Whether a row was evaluated after every task, or as often as its source's own curve was."""
+    curve = row.get("accuracy_by_task", {})
+    return len(curve) == row["config"]["tasks"] or (row["family"].startswith("context_") and len(curve) > 1)
 
 
 def against_tasks(rows: list[dict], families: tuple[str, ...], path: Path) -> Path:

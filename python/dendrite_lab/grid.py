@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import product
 
 from rich.table import Table
@@ -16,6 +17,14 @@ def points(config: Configuration) -> list[Configuration]:
         raise LabError(f"expected an experiment whose source searched a grid (split_cifar...), got {config.name}")
     combinations = product(*config.grid.values())
     return [changed(config, dict(zip(config.grid, map(as_typed, values), strict=True))) for values in combinations]
+
+
+def check_unvaried(config: Configuration, names: Iterable[str]) -> None:
+    """Raises LabError for a field that was set and that the grid sets to something else."""
+    for name in names:
+        values = config.grid.get(name)
+        if values and values != (getattr(config, name),):
+            raise LabError(f"--set {name}: expected a field that the grid does not vary ({as_typed(values)})")
 
 
 def table(config: Configuration, rows: list[dict]) -> Table:

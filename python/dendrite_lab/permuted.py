@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .data import MNIST
+from .errors import LabError
 
 MEAN, STD, PIXELS = 0.13062755, 0.30810780, 784
 
@@ -39,6 +40,11 @@ def normalised(images: Tensor) -> Tensor:
 
 
 def batches(count: int, size: int, generator: torch.Generator, device: torch.device | str = "cpu") -> list[Tensor]:
-    """Shuffled batches of indices for one epoch; the last short one is dropped."""
+    """Shuffled batches of indices for one epoch; the last short one is dropped.
+
+    Raises LabError: there are fewer samples than a batch has.
+    """
+    if count < size:
+        raise LabError(f"batch_size: expected at most the {count} samples that a task trains on, got {size}")
     order = torch.randperm(count, generator=generator).to(device)
     return list(order[: count // size * size].split(size))

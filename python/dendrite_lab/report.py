@@ -14,7 +14,8 @@ from scipy.stats import bootstrap
 
 from . import datasets, published
 from .config import EXPERIMENTS
-from .results import as_configured
+from .configuration import as_typed
+from .results import as_configured, changes_in
 from .sweep import estimate
 
 
@@ -42,11 +43,23 @@ def table(rows: list[dict]) -> Table:
     columns = [name_column, *(Column(h, justify="right", no_wrap=True) for h in headings)]
     out = Table(*columns, title="mean accuracy over all tasks after the last, %", padding=(0, 0), pad_edge=False)
     for name, group in grouped(rows, lambda row: row["experiment"]).items():
-        named = [row for row in group if as_configured(row)]
-        for label, some in ((name, named), (f"{name} (--set)", [r for r in group if r not in named])):
-            if some:
-                out.add_row(Text(label), *_cells(some, published.ACCURACY.get(name) if label == name else None))
+        for words, some in grouped(group, _changes_in_words).items():
+            value = None if words else published.ACCURACY.get(name)
+            out.add_row(Text(f"{name} (--set){words}" if words else name), *_cells(some, value))
     return out
+
+
+def _changes_in_words(row: dict) -> str:
+    """What --set changed, as " lr=0.1 epochs=1"; "" of an experiment as named."""
+    if as_configured(row):
+        return ""
+    if row["experiment"] not in EXPERIMENTS:
+        return " of an unknown experiment"
+    return "".join(f" {key}={as_typed(_tupled(value))}" for key, value in sorted(changes_in(row).items()))
+
+
+def _tupled(value):
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _cells(rows: list[dict], value: float | None) -> list[str]:
@@ -118,7 +131,15 @@ def not_run(rows: list[dict]) -> Table:
     run = {row["experiment"] for row in rows if as_configured(row)}
     for name, config in EXPERIMENTS.items():
         if name not in run:
-            out.add_row(name, f"no rows yet: about {estimate(config, rows) / 60:.1f} min a seed")
+            cost = f"about {estimate(config, rows) / 60:.1f} min a seed"
+            out.add_row(name, f"no rows yet: {cost}{_hindrance(config.dataset)}")
     for family, why in published.NOT_RUNNABLE.items():
         out.add_row(f"{family}_N", why)
     return out
+
+
+def _hindrance(dataset: str) -> str:
+    """Why not even time would give a result: CIFAR-100 is in no package registry, and may have to be put here."""
+    if "100" not in dataset or datasets.is_here("cifar100"):
+        return ""
+    return "; CIFAR-100 is not here, and no package registry has it: put it into $DENDRITE_DATA"

@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
 
-from .config import EXPERIMENTS, Configuration
+from .config import EXPERIMENTS, Configuration, changes_of
 from .errors import LabError, naming
 from .experiment import Experiment
 
@@ -109,12 +109,30 @@ def known_rows(folder: Path) -> list[dict]:
 def as_configured(row: dict) -> bool:
     """Whether a row is of the experiment as named (no --set): only such rows stand beside published numbers."""
     named = EXPERIMENTS.get(row["experiment"])
-    if named is None:
-        return False
-    config = named.to_dict()
-    if "evaluate_after" in config:  # when to evaluate changes no number of the last evaluation
-        config["evaluate_after"] = row["config"].get("evaluate_after")
-    return row["config"] == config
+    return named is not None and row["config"].keys() == named.to_dict().keys() and not changes_in(row)
+
+
+def changes_in(row: dict) -> dict:
+    """What of a row's configuration differs from the experiment as named, but for when it was evaluated."""
+    changes = changes_of(row["experiment"], row["config"])
+    changes.pop("evaluate_after", None)  # it changes no number of the last evaluation
+    return changes
+
+
+def one_a_run(rows: list[dict]) -> list[dict]:
+    """The rows without those that are of the same run: with and without --curve, the one that was evaluated more often;
+    of alike ones the last.
+    """
+    kept = {}
+    for row in rows:
+        run = row["experiment"], row["seed"], json.dumps(changes_in(row), sort_keys=True)
+        if run not in kept or _evaluations(row) >= _evaluations(kept[run]):
+            kept[run] = row
+    return list(kept.values())
+
+
+def _evaluations(row: dict) -> int:
+    return len(row.get("accuracy_by_task", ()))
 
 
 def _parsed(line: bytes) -> dict:

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import torch
 
+from .config import run_name
 from .configuration import Configuration
 from .data import write_atomically
 from .errors import LabError
@@ -109,7 +110,7 @@ class Saver:
 
 
 def state_path(folder: Path, config: Configuration, seed: int) -> Path:
-    return folder / f"{config.name}-seed{seed}.state.pt"
+    return folder / f"{run_name(config, seed)}.state.pt"
 
 
 def check_unstarted(path: Path) -> None:

@@ -25,7 +25,7 @@ CLUSTER_TEST = 0.015  # seconds a step for the test that a batch passes
 Run = tuple[str, int]  # experiment, seed
 
 
-class OutOfTime(Exception):
+class OutOfTime(BaseException):  # not an error of the run, which jobs.attempt would report
     """Raised into a run at the end of the budget; it goes on from its state next time."""
 
 
@@ -82,13 +82,14 @@ def work_through(
     runs: list[Run],
     rows: list[dict],
     budget: float,
-    run_one: Callable[[Run, float], dict],
+    run_one: Callable[[Run, float], dict | None],
     say: Callable[[str], None],
     clock: Callable[[], float] = time.monotonic,
 ) -> list[Run]:
     """Runs what fits into the budget (seconds), in order, and returns what is left.
 
-    run_one(run, deadline) returns a run's row, or raises OutOfTime at the deadline (of clock()). A run that would not
+    run_one(run, deadline) returns a run's row, None where it failed, or raises OutOfTime at the deadline (of clock()).
+    A run that would not
     fit is passed over for later ones that do; what was measured meanwhile is what the next are judged by.
     """
     rows, left = list(rows), []
@@ -100,7 +101,8 @@ def work_through(
             continue
         say(f"{run[0]}, seed {run[1]}: about {cost / 60:.1f} min, of {(deadline - clock()) / 60:.1f} min left")
         try:
-            rows.append(run_one(run, deadline))
+            row = run_one(run, deadline)
+            (rows if row else left).append(row or run)
         except OutOfTime:
             say(f"{run[0]}, seed {run[1]}: out of time; the same command goes on after its last finished task")
             left.append(run)

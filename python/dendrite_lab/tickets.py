@@ -20,7 +20,7 @@ from . import permuted
 from .cifar import CIFAR
 from .data import MNIST
 from .images import normalised
-from .noise import bright_pixels, pixel_order
+from .noise import bright_pixels, pixel_order, pixels_of
 from .permuted import batches
 from .results import row_of
 from .state import Saved, begun
@@ -74,6 +74,7 @@ class TicketRun:
         self.train = x[:few], data.train_labels[:few]
         self.validation = x[-config.validation :], data.train_labels[-config.validation :]
         self.test = flat_images(data.test_images), data.test_labels
+        self.pixels = pixels_of(data.test_images)
         self.model = new_network(config, state.seed)
         self.initial = copy.deepcopy(self.model.state_dict())
         self._order = None  # of noisy pixels, the same for all networks of the run
@@ -152,7 +153,7 @@ class TicketRun:
     def _noisy_accuracy(self, model: nn.Module, share: float) -> float:
         x, labels = self.test
         if self._order is None:
-            self._order = pixel_order(*x.shape, self.state.seed)
+            self._order = pixel_order(len(x), self.pixels, self.state.seed)
         noisy = bright_pixels(x, share, self._order)
         return accuracy(model, (noisy, labels), self.config.test_batch_size)
 

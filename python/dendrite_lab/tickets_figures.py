@@ -11,7 +11,7 @@ from . import datasets
 from .config import EXPERIMENTS
 from .figures import saved
 from .images import MEAN, STD
-from .noise import bright_pixels, pixel_order
+from .noise import bright_pixels, pixel_order, pixels_of
 from .report import grouped, interval
 from .results import as_configured
 from .tickets import flat_images
@@ -38,7 +38,7 @@ def draw_all(rows: list[dict], folder: Path) -> list[Path]:
 def examples(images, shares: list[float], title: str):
     """The first images, uint8, under each share of bright pixels, as networks get them (figure 2)."""
     x = flat_images(images[:EXAMPLES])
-    order = pixel_order(*x.shape, seed=0)
+    order = pixel_order(len(x), pixels_of(images), seed=0)
     size = (1.1 * len(shares), 1.3 * EXAMPLES)
     figure, panels = plt.subplots(EXAMPLES, len(shares), figsize=size, squeeze=False, constrained_layout=True)
     for column, share in zip(panels.T, shares, strict=True):

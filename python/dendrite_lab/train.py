@@ -16,6 +16,7 @@ from dendrite_kernels.optim import Adam, SynapticIntelligence
 from dendrite_kernels.sparsity import rezero_weights
 
 from . import activations
+from .config import run_name
 from .contexts import NoContexts, contexts_of
 from .data import MNIST
 from .errors import LabError
@@ -164,10 +165,15 @@ def _name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def check_backend(device: str = "cpu") -> None:
-    """Raises LabError for a device that is not here, and where DENDRITE_BACKEND names what can't run there."""
+def check_device(device: str) -> None:
+    """Raises LabError for a device that no machine has."""
     if device not in ("cpu", "cuda"):
         raise LabError(f"--device: expected cpu or cuda, got {device}")
+
+
+def check_backend(device: str = "cpu") -> None:
+    """Raises LabError for a device that is not here, and where DENDRITE_BACKEND names what can't run there."""
+    check_device(device)
     if device == "cuda" and not torch.cuda.is_available():
         raise LabError("--device cuda: torch finds no CUDA GPU here")
     try:
@@ -200,7 +206,7 @@ def _findings(going: Run, folder: Path) -> dict:
     if config.record_activations:
         few = config.record_activations, config.test_batch_size
         shares = activations.active_shares(going.model, going.tasks, config.tasks, going.contexts, *few)
-        path = folder / f"{config.name}-seed{going.state.seed}.activations.npz"
+        path = folder / f"{run_name(config, going.state.seed)}.activations.npz"
         activations.save(path, shares)
         out |= {"activations": path.name, "overlap_by_layer": [activations.overlap(s) for s in shares]}
     return out

@@ -70,3 +70,15 @@ def test_the_list_says_what_stands_in(main):
     _, out, _ = main("list")
     (line,) = [line for line in out.splitlines() if line.startswith("split_cifar10_cnn, split_cifar10_sparse, ")]
     assert "CIFAR-10 in CIFAR-100's place" in line and "split_cifar100" not in line
+
+
+@pytest.mark.parametrize("name", ["split_cifar10_cnn", "si_split_cifar10"])
+def test_a_batch_of_more_than_a_task_has_leaves_no_row(name, folder, main, tmp_path):
+    status, _, said = main(*words(name, tmp_path / "out", batch_size="4096"))
+    assert status == 1 and f"error: {name}, seed 0: batch_size: expected at most the " in said
+    assert not (tmp_path / "out/results.jsonl").exists()
+
+
+def test_what_the_grid_itself_varies_is_not_set(main, tmp_path):
+    status, _, said = main("grid", "split_cifar10_cnn", "--out", tmp_path, "--set", "lr=0.5")
+    assert (status, said) == (1, "error: --set lr: expected a field that the grid does not vary (1e-05,0.0001,0.001)\n")

@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 from dendrite_lab import cli, contexts, published, results, state, train
-from dendrite_lab.config import EXPERIMENTS, experiment
+from dendrite_lab.config import EXPERIMENTS, experiment, run_name
 from dendrite_lab.errors import LabError
 from resuming import resumes_to_the_same
 from typer.testing import CliRunner
@@ -79,7 +79,7 @@ def test_an_unfinished_run_is_not_written_over(config, mnist, tmp_path):
     path = state.state_path(tmp_path, config, 0)
     before = path.read_bytes()
     with pytest.raises(
-        LabError, match=r"seed0\.state\.pt is of an unfinished run: --resume goes on with it; delete it"
+        LabError, match=r"seed0-[0-9a-f]{8}\.state\.pt is of an unfinished run: --resume goes on with it; delete it"
     ):
         train.run(config, 0, mnist, tmp_path)
     assert path.read_bytes() == before
@@ -108,8 +108,27 @@ def test_saving_takes_its_share_of_the_time(config, monkeypatch, cost, saved):
 def test_a_state_of_another_configuration_is_refused(config, mnist, tmp_path):
     train.run(config, 0, mnist, tmp_path)
     other = dataclasses.replace(config, lr=0.1)
+    state.state_path(tmp_path, config, 0).rename(state.state_path(tmp_path, other, 0))
     with pytest.raises(LabError, match="is of another configuration"):
         train.run(other, 0, mnist, tmp_path, resume=True)
+
+
+def test_each_changed_configuration_has_files_of_its_own(config):
+    named = EXPERIMENTS["prototype_10"]
+    names = {run_name(one, 3) for one in (named, config, dataclasses.replace(config, lr=0.1))}
+    assert len(names) == 3 and "prototype_10-seed3" in names  # as named: as older versions called it
+    assert run_name(config, 3) == run_name(dataclasses.replace(config), 3) != run_name(config, 4)
+
+
+@pytest.mark.parametrize("more", [[], ["--resume"]])
+def test_a_state_left_beside_its_row_is_in_nobodys_way(main_run, config, tmp_path, more):
+    """As a kill between the row and the removal of the state leaves it."""
+    out = tmp_path / "out"
+    assert main_run("--out", out)[0] == 0
+    path = state.state_path(out, config, 0)
+    path.write_bytes(b"a state")
+    assert main_run("--out", out, *more)[0] == 0 and not path.exists()
+    assert len((out / results.ROWS).read_text().splitlines()) == (1 if more else 2)
 
 
 def test_a_damaged_state_is_refused(config, mnist, tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from dendrite_lab import activations, contexts, train
-from dendrite_lab.config import experiment
+from dendrite_lab.config import experiment, run_name
 from dendrite_lab.networks import PlainMLP, build_model
 from dendrite_lab.permuted import PermutedMNIST, batches
 from resuming import resumes_to_the_same
@@ -197,6 +197,6 @@ def test_recorded_activations_lie_beside_the_results(tiny, mnist, tmp_path):
     with np.load(tmp_path / row["activations"]) as layers:
         assert sorted(layers) == ["layer_1", "layer_2"] and layers["layer_1"].shape == (3, 40)
         want = [activations.overlap(layers[name].astype(float)) for name in sorted(layers)]
-    assert row["overlap_by_layer"] == pytest.approx(want, abs=1e-6) and row["activations"].endswith(
-        "seed1.activations.npz"
+    assert row["overlap_by_layer"] == pytest.approx(want, abs=1e-6) and row["activations"] == (
+        f"{run_name(tiny('hidden_activations_per_task'), 1)}.activations.npz"
     )

@@ -129,12 +129,21 @@ def test_a_board_saves_rows_forgets_states_and_counts(config, tmp_path, capsys):
     [
         (["--engine", "spark"], "--engine: expected local or ray, got spark"),
         (["--address", "1.2.3.4:1"], "--address 1.2.3.4:1: expected with --engine ray only"),
+        (["--threads", "4097"], "--threads: expected at most 4096, got 4097"),
         (["--engine", "ray"], "--engine ray: Ray is not installed: pip install 'dendrite_kernels[ray]'"),
     ],
 )
 def test_engines_that_can_not_be_had(main, monkeypatch, words, says):
     monkeypatch.setattr(engines, "find_spec", lambda name: None)
     assert main("run", "prototype_10", *words) == (1, "", f"error: {says}\n")
+
+
+@pytest.mark.parametrize("engine", engines.ENGINES)
+def test_a_device_that_there_is_not(main, monkeypatch, tmp_path, engine):
+    monkeypatch.setattr(engines, "find_spec", lambda name: True)
+    answer = main("run", "prototype_10", "--engine", engine, "--device", "tpu", "--out", tmp_path)
+    assert (answer[0], answer[2]) == (1, "error: --device: expected cpu or cuda, got tpu\n")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("option", ["--jobs", "--threads", "--seeds"])
@@ -150,11 +159,20 @@ def test_the_threads_of_a_run_are_in_its_row(main_run, tmp_path, threads):
     assert status == 0 and results.read_rows(tmp_path / "out")[0]["threads"] == 2
 
 
-def test_a_seed_that_fails_is_named_and_the_others_land(main_run, tmp_path, threads):
+def test_a_resumed_command_shares_the_threads_by_all_its_seeds(main_run, tmp_path, threads):
+    """Also where one seed is left: its numbers depend on its thread count."""
+    out = tmp_path / "out"
+    assert main_run("--out", out, "--threads", "1")[0] == 0
+    threads(2)
+    assert main_run("--out", out, "--seeds", "2", "--jobs", "2", "--resume")[0] == 0
+    assert [(row["seed"], row["threads"]) for row in results.read_rows(out)] == [(0, 1), (1, 1)]
+
+
+def test_a_seed_that_fails_is_named_and_the_others_land(main_run, config, tmp_path, threads):
     threads(1)
     out = tmp_path / "out"
     out.mkdir()
-    bad = out / "prototype_10-seed1.state.pt"
+    bad = state.state_path(out, config, 1)
     bad.write_bytes(b"junk")
     status, _, err = main_run("--out", out, "--seeds", "3", "--resume")
     assert status == 1 and err.startswith(f"error: prototype_10, seed 1: {bad} can't be read (")
@@ -239,7 +257,8 @@ def test_a_command_that_is_ended_leaves_states_and_no_process(command, small, tm
     if sent == signal.SIGINT:
         assert said == "stopped; the same command with --resume goes on after the last finished task\n"
         assert process.returncode == 130
-    assert sorted(path.name for path in out.iterdir()) == [f"prototype_10-seed{seed}.state.pt" for seed in (0, 1)]
+    config = experiment("prototype_10", {**small, "epochs": "100000"})
+    assert sorted(out.iterdir()) == [state.state_path(out, config, seed) for seed in (0, 1)]
 
 
 @needs_proc

@@ -7,6 +7,7 @@ import torch
 from dendrite_lab import cli, results, train
 from dendrite_lab.config import experiment
 from dendrite_lab.errors import LabError
+from dendrite_lab.state import state_path
 
 from dendrite_kernels.backends import cpu
 
@@ -99,8 +100,8 @@ def test_a_backend_that_is_not_built(main, monkeypatch):
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 
-def test_an_unfinished_run_is_refused_before_the_first_seed_is_run(main_run, tmp_path):
-    later = tmp_path / "prototype_10-seed2.state.pt"
+def test_an_unfinished_run_is_refused_before_the_first_seed_is_run(main_run, small, tmp_path):
+    later = state_path(tmp_path, experiment("prototype_10", small), 2)
     later.write_bytes(b"a state")
     answer = sentence(main_run("--out", tmp_path, "--seeds", "3"))
     assert answer == f"{later} is of an unfinished run: --resume goes on with it; delete it to start anew"

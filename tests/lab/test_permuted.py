@@ -1,7 +1,9 @@
 """The permuted tasks are the public code's."""
 
+import pytest
 import torch
 from dendrite_lab.data import MNIST
+from dendrite_lab.errors import LabError
 from dendrite_lab.permuted import PermutedMNIST, batches, permutations
 
 
@@ -28,3 +30,9 @@ def test_batches_are_shuffled_whole_and_repeatable():
     assert [len(b) for b in first] == [256] * 3 and torch.equal(torch.cat(first), torch.cat(again))
     assert len(torch.cat(first).unique()) == 768 and not torch.equal(first[0].sort().values, torch.arange(256))
     assert len(batches(60000, 256, torch.Generator())) == 234
+
+
+def test_a_batch_of_more_than_there_is_is_refused():
+    with pytest.raises(LabError, match="batch_size: expected at most the 9 samples that a task trains on, got 10"):
+        batches(9, 10, torch.Generator())
+    assert [len(batch) for batch in batches(9, 9, torch.Generator())] == [9]

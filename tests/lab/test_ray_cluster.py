@@ -3,7 +3,8 @@
 import socket
 
 import pytest
-from dendrite_lab import results
+from dendrite_lab import results, state
+from dendrite_lab.config import experiment
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'dendrite_kernels[ray]'")
 
@@ -19,11 +20,11 @@ def no_cluster(monkeypatch, threads):
 
 
 @pytest.mark.slow  # a cluster takes ten seconds to start and end
-def test_rows_are_those_of_this_process_and_a_failed_seed_is_named(main_run, tmp_path):
+def test_rows_are_those_of_this_process_and_a_failed_seed_is_named(main_run, small, tmp_path):
     assert main_run("--out", tmp_path / "here", "--seeds", "3")[0] == 0
     out = tmp_path / "out"
     out.mkdir()
-    bad = out / "prototype_10-seed1.state.pt"
+    bad = state.state_path(out, experiment("prototype_10", small), 1)
     bad.write_bytes(b"junk")
     status, _, err = main_run("--out", out, "--seeds", "3", "--engine", "ray", "--resume")
     assert status == 1 and f"error: prototype_10, seed 1: {bad} can't be read (" in err

@@ -48,6 +48,32 @@ def column(table, number):
     return list(table.columns[number].cells)
 
 
+@pytest.mark.parametrize("curve_first", [True, False])
+def test_a_seed_that_ran_with_and_without_a_curve_counts_once(curve_first):
+    few = row("prototype_10", 0, 0.9, accuracy_by_task={"10": [0.9]})
+    curve = row("prototype_10", 0, 0.9, accuracy_by_task={"1": [0.9], "10": [0.9]})
+    curve["config"]["evaluate_after"] = list(range(1, 11))
+    other, changed = row("prototype_10", 1, 0.8), row("prototype_10", 0, 0.1)
+    changed["config"]["lr"] = 1.0
+    rows = [curve, few] if curve_first else [few, curve]
+    assert results.one_a_run([*rows, other, changed]) == [curve, other, changed]
+
+
+def test_each_changed_configuration_has_a_line_that_says_what_was_changed():
+    rows = [row("prototype_10", 0, 0.9), *(row("prototype_10", seed, 0.5) for seed in range(2))]
+    for changed, lr in zip(rows[1:], (1.0, 0.1), strict=True):
+        changed["config"] |= {"lr": lr, "hidden": [64, 32]}
+    rows.append({**rows[1], "seed": 2, "accuracy": 0.7})
+    table = report.table(rows)
+    assert [str(cell) for cell in column(table, 0)] == [
+        "prototype_10",
+        "prototype_10 (--set) hidden=64,32 lr=0.1",
+        "prototype_10 (--set) hidden=64,32 lr=1.0",
+    ]
+    assert column(table, 1) == ["1", "1", "2"] and column(table, 2) == ["90.00 %", "50.00 %", "60.00 %"]
+    assert column(table, 4) == ["94.55 %", "-", "-"]
+
+
 def test_what_was_not_run_is_listed_with_why():
     table = report.not_run([{**row("prototype_10"), "train_seconds": 300}])
     why = dict(zip(column(table, 0), column(table, 1), strict=True))
@@ -55,6 +81,16 @@ def test_what_was_not_run_is_listed_with_why():
     assert why["xdg_N"] == "a number from the literature"
     # 5 x 234 steps as the measured ones, which took 300 s for 7,020, and seven passes of a quarter second: 51.75 s
     assert why["prototype_5"] == "no rows yet: about 0.9 min a seed"
+
+
+def test_what_needs_cifar_100_says_that_it_is_not_here(tmp_path, monkeypatch):
+    monkeypatch.setenv("DENDRITE_DATA", str(tmp_path))
+    table = report.not_run([])
+    why = dict(zip(column(table, 0), column(table, 1), strict=True))
+    missing = {name for name, words in why.items() if "CIFAR-100 is not here" in words}
+    wanted = ("split_cifar100_", "si_split_cifar")  # the second of both data sets, but for CIFAR-10 alone
+    assert missing == {n for n in EXPERIMENTS if n.startswith(wanted) and not n.startswith("si_split_cifar10")}
+    assert why["split_cifar10_cnn"].endswith("min a seed")
 
 
 def test_clusters_beside_the_published():
@@ -107,6 +143,16 @@ def test_every_figure_shows_what_was_measured_beside_the_published(tmp_path, dra
     assert drawn["sweeps.png"][0]["ours, 10 tasks"] == [[20, 0.77]]
     assert [100, 0.8355] in drawn["sweeps.png"][0]["published, 50 tasks"]
     assert drawn["curves.png"][1]["context_zeros_10"][9] == [10, 0.9]
+
+
+def test_a_curve_is_drawn_of_rows_that_were_evaluated_after_every_task():
+    def evaluated(name, *after):
+        return row(name, accuracy_by_task={str(n): [0.9] * n for n in after})
+
+    assert not figures.has_curve(evaluated("si_prototype_25", 1, 2, 3, 4, 5, 10, 25))  # as configured
+    assert figures.has_curve(evaluated("si_prototype_25", *range(1, 26)))
+    assert figures.has_curve(evaluated("prototype_5", *range(1, 6))) and not figures.has_curve(row("prototype_5"))
+    assert figures.has_curve(evaluated("context_mean_100", 1, *range(10, 101, 10)))  # as its source draws it
 
 
 def test_every_family_of_a_figure_is_published_and_titled():

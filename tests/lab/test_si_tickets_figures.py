@@ -1,11 +1,12 @@
 """What the figures and tables of Synaptic Intelligence and of lottery tickets show, from rows made up."""
 
 import io
+import math
 
 import numpy as np
 import pytest
 import torch
-from dendrite_lab import report, si_figures, tickets_figures
+from dendrite_lab import data, report, si_figures, tickets_figures
 from dendrite_lab.config import experiment
 from rich.console import Console
 
@@ -83,10 +84,10 @@ def test_examples_of_noise_have_as_many_bright_pixels(shape):
     panels = tickets_figures.examples(images, [0.0, 0.1, 0.5], "").axes
     shown = [np.asarray(axes.images[0].get_array()) for axes in panels]
     assert len(shown) == 3 * 3
-    values = shown[0].size
+    height, width, *channels = shown[0].shape
     for axes, clean, noisy in zip(panels[1:3], (shown[0],) * 2, shown[1:3], strict=True):
         share = float(axes.get_title().rstrip(" %")) / 100
-        assert int((noisy != clean).sum()) == round(share * values)
+        assert int((noisy != clean).sum()) == round(share * height * width) * math.prod(channels)
     if shown[0].ndim == 3:  # colours as they were
         np.testing.assert_allclose(shown[3], images[1].permute(1, 2, 0).numpy() / 255, atol=1e-6)
 
@@ -99,8 +100,11 @@ def test_figures_that_lack_what_they_show_are_named(tmp_path, monkeypatch):
         "no examples of noise: mnist is not in $DENDRITE_DATA",
     ]
     (tmp_path / "mnist").mkdir()
-    for path in ("mnist/a", "x.npz"):
+    for path in ("mnist/a", *(f"mnist/{name}" for name in list(data.FILES)[:3]), "x.npz"):
         (tmp_path / path).touch()
+    no_examples = ["no examples of noise: mnist is not in $DENDRITE_DATA"]
+    assert report.not_drawn(rows, tmp_path) == no_examples  # a file is missing, and would be fetched
+    (tmp_path / "mnist" / list(data.FILES)[3]).touch()
     assert report.not_drawn(rows, tmp_path) == []
 
 

@@ -140,7 +140,9 @@ def test_each_row_is_saved_and_a_second_sweep_has_nothing_to_do(sweep_run, tmp_p
     done = [(r["experiment"], r["seed"]) for r in results.read_rows(tmp_path / "out")]
     assert done == [("prototype_5", 0), ("prototype_2", 0), ("prototype_2", 1)]
     assert not list((tmp_path / "out").glob("*.state.pt"))
-    assert "0 of 0 missing runs done" in sweep_run("10m")[1]
+    left = tmp_path / "out" / "prototype_5-seed0.state.pt"  # by a kill right after the row
+    left.write_bytes(b"a state")
+    assert "0 of 0 missing runs done" in sweep_run("10m")[1] and not left.exists()
 
 
 def test_without_time_nothing_is_started(sweep_run, tmp_path):
@@ -155,3 +157,14 @@ def test_out_of_time_leaves_a_state_to_go_on_from(sweep_run, tmp_path, monkeypat
     assert status == 0 and "out of time" in out
     assert (tmp_path / "out" / "prototype_5-seed0.state.pt").exists()
     assert "3 of 3 missing runs done" in sweep_run("10m")[1]
+
+
+def test_a_run_that_fails_is_named_and_the_others_are_done(sweep_run, tmp_path, threads):
+    threads(1)
+    bad = tmp_path / "out" / "prototype_5-seed0.state.pt"
+    bad.parent.mkdir()
+    bad.write_bytes(b"junk")
+    status, out, err = sweep_run("10m")
+    assert status == 1 and "2 of 3 missing runs done, 1 left" in out
+    assert err.startswith(f"error: prototype_5, seed 0: {bad} can't be read (")
+    assert [r["experiment"] for r in results.read_rows(tmp_path / "out")] == ["prototype_2"] * 2 and bad.exists()

@@ -124,6 +124,13 @@ def test_noise_hits_so_many_pixels_of_each_image_with_its_value(share, count):
     assert not torch.equal(pixel_order(20, 784, 3), pixel_order(20, 784, 4))
 
 
+def test_a_bright_pixel_of_a_coloured_image_is_bright_in_all_channels():
+    x = torch.rand(20, 3 * 1024)
+    hit = (bright_pixels(x, 0.1, pixel_order(20, 1024, seed=3)) != x).view(20, 3, 1024)
+    assert hit.sum(2).tolist() == [[102] * 3] * 20  # a tenth of 1,024 pixels
+    assert torch.equal(hit, hit[:, :1].expand(-1, 3, -1))
+
+
 def test_the_value_is_two_deviations_above_the_mean():
     pixel = (MEAN + 2 * STD - MEAN) / STD
     assert float(bright_pixels(torch.zeros(1, 4), 1, pixel_order(1, 4, 0))[0, 0]) == pytest.approx(pixel)
