@@ -87,7 +87,8 @@ def test_cell(case, column):
 def test_the_rows_call_every_op_that_is_registered():
     called = {op._schema.name for case in (*OPS, *MODULES) for op in recorded(case)}
     registered = {n for n in torch._C._dispatch_get_all_op_names() if n.startswith("dendrite_kernels::")}
-    assert called == registered
+    in_compiled_programs = {"dendrite_kernels::second_pass"}  # test_compile.py
+    assert called | in_compiled_programs == registered and not called & in_compiled_programs
 
 
 def test_the_rows_are_all_that_is_public():

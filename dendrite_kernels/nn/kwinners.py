@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from .. import backend, reference
 from ..formats import Versioned
 from ..ops import KSparse, gated_kwinners_sparse, kwinners, kwinners2d
 from ..ops._register import only_autograd_sees
+from ..ops._second_pass import CHOOSES_OTHERS, runs_again, second_pass
 from ..reference import compute_dtype
 from ..scripting import NotScriptable
 from ..sparsity import check_fraction
@@ -55,17 +58,19 @@ class _Boosted(NotScriptable, Versioned):
         """What ranks are multiplied by [n], in float32 (float64), or None without boosting; at inference too."""
         if not self._boosting:
             return None
-        if self.training and _run_again():
-            raise RuntimeError(
-                f"{type(self).__name__}: torch.utils.checkpoint would choose other winners in its second pass than in "
-                "the first, which moved the duty cycles that boost them; leave layers with boosting out of it"
-            )
         wide = compute_dtype(self.duty_cycle.dtype)
-        return torch.exp(-self.boost_strength.to(wide) * self.duty_cycle.to(wide))
+        boost = torch.exp(-self.boost_strength.to(wide) * self.duty_cycle.to(wide))
+        if not self.training:
+            return boost
+        if torch.compiler.is_compiling():  # asked when it runs; tied to the boost, lest it be left out
+            return boost.masked_fill(second_pass(self.duty_cycle, type(self).__name__), torch.nan)
+        if runs_again():
+            raise RuntimeError(CHOOSES_OTHERS.format(type(self).__name__))
+        return boost
 
     def _counts(self, values: Tensor) -> bool:
         """Whether these results go into the duty cycles."""
-        if not self.training or _run_again():
+        if not self.training or (not torch.compiler.is_compiling() and runs_again()):
             return False
         if _in_vmap(values) and not _in_vmap(self.duty_cycle):
             raise RuntimeError(
@@ -73,6 +78,16 @@ class _Boosted(NotScriptable, Versioned):
                 "can't share; call eval() first, or map over the buffers too (torch.func.functional_call)"
             )
         return True
+
+    @contextmanager
+    def _once(self) -> Iterator[None]:
+        """Takes back what is counted in here where a compiled program runs it again, for torch.utils.checkpoint."""
+        counts = self.duty_cycle, self.learning_iterations
+        before = [t.clone() for t in counts]
+        yield
+        again = second_pass(self.duty_cycle, "")
+        for t, old in zip(counts, before, strict=True):
+            t.copy_(torch.where(again, old, t))
 
     def update_boost_strength(self) -> None:
         """Multiplies the boost strength by boost_strength_factor."""
@@ -92,11 +107,6 @@ class _Boosted(NotScriptable, Versioned):
         return f"{text}, duty_cycle_period={self.duty_cycle_period}" + (", relu=True" if self.relu else "")
 
 
-def _run_again() -> bool:
-    """Whether this is the second forward pass of torch.utils.checkpoint, inside the backward pass."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
-
-
 def _in_vmap(t: Tensor) -> bool:
     return not torch.compiler.is_compiling() and torch._C._functorch.is_batchedtensor(t)
 
@@ -114,6 +124,9 @@ class KWinners(_Boosted):
         sparse: return KSparse.
 
     Buffers: boost_strength, duty_cycle [n], learning_iterations (samples seen in training).
+
+    torch.utils.checkpoint: winners are counted in the first of its two passes. With boosting, training in it raises
+    RuntimeError. Compiled programs ask when they run; the replay of a CUDA graph can't ask.
 
     Equivalent to (no boosting): kwinners(x, k)
 
@@ -156,7 +169,8 @@ class KWinners(_Boosted):
         ours = only_autograd_sees((self.duty_cycle, values))
         module = backend.choose(self.duty_cycle.device) if ours else reference
         counts, period = (self.duty_cycle, self.learning_iterations), self.duty_cycle_period
-        with torch.no_grad():  # not around all of it: an export would show a region with nothing in it
+        # not around all of it: an export would show a region with nothing in it
+        with torch.no_grad(), self._once() if torch.compiler.is_compiling() else nullcontext():
             module.update_duty_cycle_(*counts, values.detach(), indices, period)
 
 
@@ -199,7 +213,7 @@ class KWinners2d(_Boosted):
         if not self._counts(out) or out.numel() == 0:
             return
         area = out.shape[2] * out.shape[3]
-        with torch.no_grad():
+        with torch.no_grad(), self._once() if torch.compiler.is_compiling() else nullcontext():
             # bytes along a channel's locations: a quarter of the time of counting booleans by channel
             active = (out.detach() > 0).flatten(2).view(torch.uint8).sum(2, dtype=torch.int32).sum(0)
             # every location is a sample
