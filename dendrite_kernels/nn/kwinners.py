@@ -25,6 +25,8 @@ class _Boosted(NotScriptable, Versioned):
     boost_strength: Tensor
     duty_cycle: Tensor
     learning_iterations: Tensor
+    _read: tuple[Tensor, int] | None = None  # the boost strength that was read last
+    _boosts = _boosted = False  # what it said, and whether any that was read was above 0
 
     def __init__(
         self,
@@ -44,8 +46,9 @@ class _Boosted(NotScriptable, Versioned):
         self.n, self.percent_on = n, check_fraction("percent_on", percent_on, one=True)
         self.k_inference_factor, self.boost_strength_factor = k_inference_factor, boost_strength_factor
         self.duty_cycle_period, self.relu, self.ties = duty_cycle_period, relu, ties
-        self._boosting = boost_strength > 0  # known without reading a buffer, which would stall a device
         self.register_buffer("boost_strength", torch.tensor(float(boost_strength)))
+        self._boosted = self._boosts = boost_strength > 0
+        self._read = _same_value(self.boost_strength)
         self.register_buffer("duty_cycle", torch.zeros(n))
         self.register_buffer("learning_iterations", torch.tensor(0))
 
@@ -54,9 +57,27 @@ class _Boosted(NotScriptable, Versioned):
         factor = 1.0 if self.training else self.k_inference_factor
         return min(units, round(units * self.percent_on * factor))
 
+    def boosts(self) -> bool:
+        """Whether the boost strength is above 0; reads it, which stalls a device, only after it was written.
+
+        Compiled programs can't read it: they boost, be it by 1, if it was ever seen above 0 before they were compiled.
+        """
+        if torch.compiler.is_compiling():
+            return self._boosted
+        strength = self.boost_strength
+        now = _same_value(strength)
+        if self._read is not None and now[0] is self._read[0] and now[1] == self._read[1]:
+            return self._boosts
+        if torch._C._functorch.is_functorch_wrapped_tensor(strength):
+            return True  # none of its samples can be asked, and boosting by 1 is none
+        if not strength.is_meta and type(strength) is Tensor:
+            self._boosts, self._read = bool(strength > 0), now
+            self._boosted = self._boosted or self._boosts
+        return self._boosts
+
     def boost(self) -> Tensor | None:
         """What ranks are multiplied by [n], in float32 (float64), or None without boosting; at inference too."""
-        if not self._boosting:
+        if not self.boosts():
             return None
         wide = compute_dtype(self.duty_cycle.dtype)
         boost = torch.exp(-self.boost_strength.to(wide) * self.duty_cycle.to(wide))
@@ -93,18 +114,27 @@ class _Boosted(NotScriptable, Versioned):
         """Multiplies the boost strength by boost_strength_factor."""
         self.boost_strength *= self.boost_strength_factor
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._read = None  # a copy's writes are counted from 0
+
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
-        self._boosting = bool(self.boost_strength > 0)
+        self.boosts()  # a program may be compiled next
 
     def extra_repr(self) -> str:
         text = f"{self.n}, percent_on={self.percent_on}, ties={self.ties!r}"
         if self.k_inference_factor != 1:
             text += f", k_inference_factor={self.k_inference_factor:.4g}"
-        if self._boosting:
+        if self.boosts():
             strength = "on meta" if self.boost_strength.is_meta else f"{float(self.boost_strength):.4g}"
             text += f", boost_strength={strength}, boost_strength_factor={self.boost_strength_factor:.4g}"
         return f"{text}, duty_cycle_period={self.duty_cycle_period}" + (", relu=True" if self.relu else "")
+
+
+def _same_value(t: Tensor) -> tuple[Tensor, int]:
+    """Equal for a tensor that nobody has written in between."""
+    return t, 0 if t.is_inference() else t._version
 
 
 def _in_vmap(t: Tensor) -> bool:
