@@ -84,15 +84,16 @@ class _Mask(Entry):
 
 
 class _Boost(Entry):
-    """A boost strength; the module knows without reading it whether it boosts."""
+    """A boost strength, which the module reads at once."""
 
     def __init__(self, key: str, module: Any):
         super().__init__(key, module.boost_strength)
         self.module = module
 
     def write(self, value: Tensor) -> bool:
-        self.module._boosting = bool(value > 0)
-        return super().write(value)
+        super().write(value)
+        self.module.boosts()  # a program may be compiled next
+        return False
 
 
 class _Count(Entry):

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 import dendrite_kernels as dk
-from dendrite_kernels.nn import DendriticMLP
+from dendrite_kernels.nn import DendriticMLP, KWinners, KWinners2d
 from dendrite_kernels.testing import assert_close
 
 
@@ -132,3 +133,56 @@ def test_a_step_with_its_masks_is_one_graph():
     for module in (*model.layers, model.output):
         assert (module.weight[~module.weight_mask] == 0).all() and (module.weight[module.weight_mask] != 0).any()
     assert_close(got, model(x, context), terms=64)
+
+
+def _checkpointed(model, nesting, reentrant, backend="aot_eager"):
+    if nesting == "compiled checkpoint":
+        return torch.compile(lambda *args: checkpoint(model, *args, use_reentrant=False), backend=backend)
+    compiled = torch.compile(model, backend=backend)
+    return lambda *args: checkpoint(compiled, *args, use_reentrant=reentrant)
+
+
+nestings = pytest.mark.parametrize(
+    "nesting, reentrant",
+    [("compiled checkpoint", False), ("checkpoint of compiled", False), ("checkpoint of compiled", True)],
+)
+
+
+@nestings
+def test_a_checkpoint_counts_winners_once(nesting, reentrant):
+    models = [DendriticMLP(20, (40, 30), 5, 4, 12, percent_on=0.2) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    x, context = torch.randn(16, 20, requires_grad=True), torch.randn(1, 12)
+    run = _checkpointed(models[1], nesting, reentrant)
+    for _ in range(2):
+        models[0](x, context).square().sum().backward()
+        run(x, context).square().sum().backward()
+    for want, got in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert_close(got.grad, want.grad, terms=1024)
+    assert int(models[1].layers[0].kwinners.learning_iterations) == 32
+    for want, got in zip(models[0].buffers(), models[1].buffers(), strict=True):
+        assert_close(got, want) if want.is_floating_point() else torch.testing.assert_close(got, want, rtol=0, atol=0)
+
+
+@nestings
+@pytest.mark.parametrize("layer, shape", [(KWinners, (4, 6)), (KWinners2d, (4, 6, 3, 3))])
+def test_boosted_winners_in_a_checkpoint_are_refused(nesting, reentrant, layer, shape):
+    boosted = layer(6, 0.5, boost_strength=1.0)
+    y = torch.randn(shape, requires_grad=True)
+    z = _checkpointed(boosted, nesting, reentrant)(y)
+    with pytest.raises(RuntimeError, match=f"{layer.__name__}: torch.utils.checkpoint would choose other winners"):
+        z.sum().backward()
+    assert int(boosted.learning_iterations) == 4
+    boosted.eval()
+    _checkpointed(boosted, nesting, reentrant)(y).sum().backward()
+    assert torch.equal(y.grad, (boosted(y) != 0).to(y.dtype))
+
+
+def test_the_question_for_a_second_pass_is_an_op_like_others():
+    op = torch.ops.dendrite_kernels.second_pass.default
+    assert set(torch.library.opcheck(op, (torch.randn(3), "")).values()) == {"SUCCESS"}
+    assert not op(torch.randn(3), "KWinners")
+    answers, leaf = [], torch.ones(2, requires_grad=True)
+    leaf.register_hook(lambda grad: answers.append(bool(op(grad, ""))))
+    leaf.sum().backward()
+    assert answers == [True]

@@ -302,3 +302,23 @@ def test_nearest_prototype():
     nearest = dnn.nearest_prototype(x, prototypes)
     assert nearest.tolist() == [3, 1, 4, 0] == torch.cdist(x, prototypes).argmin(1).tolist()
     assert dnn.nearest_prototype(torch.zeros(1, 2), torch.tensor([[1.0, 0], [0, 1]])).item() == 0
+
+
+@pytest.mark.parametrize("layer, shape", [(dnn.KWinners, (1, 4)), (dnn.KWinners2d, (1, 4, 1, 1))])
+def test_the_boost_strength_is_the_buffer(layer, shape):
+    """Whoever writes it, or puts another in its place: units 0 and 1 were on most, and lose to 2 and 3."""
+    winners, y = layer(4, 0.5).eval(), torch.tensor([4.0, 3.0, 2.0, 1.0]).view(shape)
+    plain, boosted = [[4.0, 3.0, 0.0, 0.0], [0.0, 0.0, 2.0, 1.0]]
+    winners.duty_cycle.copy_(torch.tensor([1.0, 1.0, 0.0, 0.0]))
+    assert winners(y).flatten().tolist() == plain
+    swapped = {"boost_strength": torch.tensor(5.0)}
+    assert torch.func.functional_call(winners, swapped, (y,)).flatten().tolist() == boosted
+    assert winners(y).flatten().tolist() == plain
+    mapped = torch.func.vmap(lambda s: torch.func.functional_call(winners, {"boost_strength": s}, (y,)))
+    assert mapped(torch.tensor([0.0, 5.0])).view(2, 4).tolist() == [plain, boosted]
+    winners.boost_strength.fill_(5.0)
+    assert winners(y).flatten().tolist() == boosted
+    winners.boost_strength.zero_()
+    assert winners(y).flatten().tolist() == plain and winners.boost() is None
+    winners.load_state_dict({**winners.state_dict(), "boost_strength": torch.tensor(5.0)})
+    assert torch.compile(winners, backend="eager")(y).flatten().tolist() == boosted

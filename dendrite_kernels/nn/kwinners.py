@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from .. import backend, reference
 from ..formats import Versioned
 from ..ops import KSparse, gated_kwinners_sparse, kwinners, kwinners2d
 from ..ops._register import only_autograd_sees
+from ..ops._second_pass import CHOOSES_OTHERS, runs_again, second_pass
 from ..reference import compute_dtype
 from ..scripting import NotScriptable
 from ..sparsity import check_fraction
@@ -22,6 +25,8 @@ class _Boosted(NotScriptable, Versioned):
     boost_strength: Tensor
     duty_cycle: Tensor
     learning_iterations: Tensor
+    _read: tuple[Tensor, int] | None = None  # the boost strength that was read last
+    _boosts = _boosted = False  # what it said, and whether any that was read was above 0
 
     def __init__(
         self,
@@ -41,8 +46,9 @@ class _Boosted(NotScriptable, Versioned):
         self.n, self.percent_on = n, check_fraction("percent_on", percent_on, one=True)
         self.k_inference_factor, self.boost_strength_factor = k_inference_factor, boost_strength_factor
         self.duty_cycle_period, self.relu, self.ties = duty_cycle_period, relu, ties
-        self._boosting = boost_strength > 0  # known without reading a buffer, which would stall a device
         self.register_buffer("boost_strength", torch.tensor(float(boost_strength)))
+        self._boosted = self._boosts = boost_strength > 0
+        self._read = _same_value(self.boost_strength)
         self.register_buffer("duty_cycle", torch.zeros(n))
         self.register_buffer("learning_iterations", torch.tensor(0))
 
@@ -51,21 +57,41 @@ class _Boosted(NotScriptable, Versioned):
         factor = 1.0 if self.training else self.k_inference_factor
         return min(units, round(units * self.percent_on * factor))
 
+    def boosts(self) -> bool:
+        """Whether the boost strength is above 0; reads it, which stalls a device, only after it was written.
+
+        Compiled programs can't read it: they boost, be it by 1, if it was ever seen above 0 before they were compiled.
+        """
+        if torch.compiler.is_compiling():
+            return self._boosted
+        strength = self.boost_strength
+        now = _same_value(strength)
+        if self._read is not None and now[0] is self._read[0] and now[1] == self._read[1]:
+            return self._boosts
+        if torch._C._functorch.is_functorch_wrapped_tensor(strength):
+            return True  # none of its samples can be asked, and boosting by 1 is none
+        if not strength.is_meta and type(strength) is Tensor:
+            self._boosts, self._read = bool(strength > 0), now
+            self._boosted = self._boosted or self._boosts
+        return self._boosts
+
     def boost(self) -> Tensor | None:
         """What ranks are multiplied by [n], in float32 (float64), or None without boosting; at inference too."""
-        if not self._boosting:
+        if not self.boosts():
             return None
-        if self.training and _run_again():
-            raise RuntimeError(
-                f"{type(self).__name__}: torch.utils.checkpoint would choose other winners in its second pass than in "
-                "the first, which moved the duty cycles that boost them; leave layers with boosting out of it"
-            )
         wide = compute_dtype(self.duty_cycle.dtype)
-        return torch.exp(-self.boost_strength.to(wide) * self.duty_cycle.to(wide))
+        boost = torch.exp(-self.boost_strength.to(wide) * self.duty_cycle.to(wide))
+        if not self.training:
+            return boost
+        if torch.compiler.is_compiling():  # asked when it runs; tied to the boost, lest it be left out
+            return boost.masked_fill(second_pass(self.duty_cycle, type(self).__name__), torch.nan)
+        if runs_again():
+            raise RuntimeError(CHOOSES_OTHERS.format(type(self).__name__))
+        return boost
 
     def _counts(self, values: Tensor) -> bool:
         """Whether these results go into the duty cycles."""
-        if not self.training or _run_again():
+        if not self.training or (not torch.compiler.is_compiling() and runs_again()):
             return False
         if _in_vmap(values) and not _in_vmap(self.duty_cycle):
             raise RuntimeError(
@@ -74,27 +100,41 @@ class _Boosted(NotScriptable, Versioned):
             )
         return True
 
+    @contextmanager
+    def _once(self) -> Iterator[None]:
+        """Takes back what is counted in here where a compiled program runs it again, for torch.utils.checkpoint."""
+        counts = self.duty_cycle, self.learning_iterations
+        before = [t.clone() for t in counts]
+        yield
+        again = second_pass(self.duty_cycle, "")
+        for t, old in zip(counts, before, strict=True):
+            t.copy_(torch.where(again, old, t))
+
     def update_boost_strength(self) -> None:
         """Multiplies the boost strength by boost_strength_factor."""
         self.boost_strength *= self.boost_strength_factor
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._read = None  # a copy's writes are counted from 0
+
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
-        self._boosting = bool(self.boost_strength > 0)
+        self.boosts()  # a program may be compiled next
 
     def extra_repr(self) -> str:
         text = f"{self.n}, percent_on={self.percent_on}, ties={self.ties!r}"
         if self.k_inference_factor != 1:
             text += f", k_inference_factor={self.k_inference_factor:.4g}"
-        if self._boosting:
+        if self.boosts():
             strength = "on meta" if self.boost_strength.is_meta else f"{float(self.boost_strength):.4g}"
             text += f", boost_strength={strength}, boost_strength_factor={self.boost_strength_factor:.4g}"
         return f"{text}, duty_cycle_period={self.duty_cycle_period}" + (", relu=True" if self.relu else "")
 
 
-def _run_again() -> bool:
-    """Whether this is the second forward pass of torch.utils.checkpoint, inside the backward pass."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+def _same_value(t: Tensor) -> tuple[Tensor, int]:
+    """Equal for a tensor that nobody has written in between."""
+    return t, 0 if t.is_inference() else t._version
 
 
 def _in_vmap(t: Tensor) -> bool:
@@ -114,6 +154,9 @@ class KWinners(_Boosted):
         sparse: return KSparse.
 
     Buffers: boost_strength, duty_cycle [n], learning_iterations (samples seen in training).
+
+    torch.utils.checkpoint: winners are counted in the first of its two passes. With boosting, training in it raises
+    RuntimeError. Compiled programs ask when they run; the replay of a CUDA graph can't ask.
 
     Equivalent to (no boosting): kwinners(x, k)
 
@@ -156,7 +199,8 @@ class KWinners(_Boosted):
         ours = only_autograd_sees((self.duty_cycle, values))
         module = backend.choose(self.duty_cycle.device) if ours else reference
         counts, period = (self.duty_cycle, self.learning_iterations), self.duty_cycle_period
-        with torch.no_grad():  # not around all of it: an export would show a region with nothing in it
+        # not around all of it: an export would show a region with nothing in it
+        with torch.no_grad(), self._once() if torch.compiler.is_compiling() else nullcontext():
             module.update_duty_cycle_(*counts, values.detach(), indices, period)
 
 
@@ -199,7 +243,7 @@ class KWinners2d(_Boosted):
         if not self._counts(out) or out.numel() == 0:
             return
         area = out.shape[2] * out.shape[3]
-        with torch.no_grad():
+        with torch.no_grad(), self._once() if torch.compiler.is_compiling() else nullcontext():
             # bytes along a channel's locations: a quarter of the time of counting booleans by channel
             active = (out.detach() > 0).flatten(2).view(torch.uint8).sum(2, dtype=torch.int32).sum(0)
             # every location is a sample

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import reference
+
 
 def register(library, op, by_row: tuple[int, ...], gate: tuple[int, int] | None) -> None:
     """by_row: positions of the arguments that have a row for each row of the results; none: always a call a sample.
@@ -55,8 +57,11 @@ def _contexts(size, batch, gate, gate_mapped, index, index_mapped):
     if index is None:
         one_each = torch.arange(batch, device=gate.device)
         index, index_mapped = one_each if groups == batch else torch.zeros_like(one_each), False
+    if type(index) is Tensor:  # its values can be asked
+        reference.check_range(index, groups, "context_index")
     index = index.long() if index_mapped else index.long().expand(size, batch)
     if gate_mapped:
         gate = gate.flatten(0, 1)
+        index = torch.where((index >= 0) & (index < groups), index, -1 - groups * size)  # else another sample's
         index = index + groups * torch.arange(size, device=gate.device).unsqueeze(1)
     return gate, index.flatten()
