@@ -82,6 +82,19 @@ def test_tf32_never_chooses_winners(allowed):
     assert_close(gate.abs().cpu(), want, terms=784)
 
 
+def assert_winners(y, gate, bias, index, k, combine="mul", boost=None, relu=False):
+    """Every output of both ops: values, what gradients need of them, and the mask of a dense row."""
+    ops, options = torch.ops.dendrite_kernels, {"combine": combine, "boost": boost, "relu": relu}
+    given = [*cuda(y, gate, bias, index), k, combine, *cuda(boost), relu]
+    want = ref.gated_kwinners_sparse(y, gate, bias, index, k, **options)
+    for a, b in zip(ops.gated_kwinners_sparse(*given), want, strict=True):
+        assert_same_bits(a.cpu(), b)
+    for ties in ("lowest", "keep"):
+        want = ref.gated_kwinners(y, gate, bias, index, k, ties=ties, **options)
+        for a, b in zip(ops.gated_kwinners(*given, ties), want, strict=True):
+            assert_same_bits(a.cpu(), b)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("units, k", WIDTHS)
 def test_winners(dtype, units, k):
@@ -95,13 +108,14 @@ def test_winners(dtype, units, k):
         gates, kinds = gates[:1], kinds[:1]
     for gate, at in gates:
         for options in kinds:
-            want = ref.gated_kwinners_sparse(y, gate, bias, at, k, **options)
-            moved = {key: cuda(value)[0] for key, value in options.items()}
-            got = dk.gated_kwinners_sparse(*cuda(y, gate, bias, at), k, **moved)
-            assert_same_bits(got.indices.cpu(), want[1])
-            assert_same_bits(got.values.cpu(), want[0])
-            dense = dk.gated_kwinners(*cuda(y, gate, bias, at), k, ties="keep", **moved)
-            assert_same_bits(dense.cpu(), ref.gated_kwinners(y, gate, bias, at, k, ties="keep", **options)[0])
+            assert_winners(y, gate, bias, at, k, **options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_dropped_winners(dtype):
+    """relu drops half of a row's winners, of each kernel: kept and pre say which."""
+    for units in (100, 257, 2048, 4096, 8192, 65536):
+        assert_winners(torch.randn(3, units).to(dtype), None, None, None, units - units // 4, relu=True)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -110,8 +124,9 @@ def test_special_rows(dtype, units):
     rows = special_rows(units, dtype)
     for k in (0, 1, 7, units // 2, units - 1, units, units + 99):
         for ties in ("lowest", "keep"):
-            got = dk.gated_kwinners(rows.cuda(), None, None, None, k, ties=ties)
-            assert_same_bits(got.cpu(), ref.gated_kwinners(rows, k=k, ties=ties)[0])
+            got = torch.ops.dendrite_kernels.gated_kwinners(rows.cuda(), None, None, None, k, "mul", None, False, ties)
+            for a, b in zip(got, ref.gated_kwinners(rows, k=k, ties=ties), strict=True):
+                assert_same_bits(a.cpu(), b)
 
 
 def network(dtype, device="cpu", **options):
@@ -244,6 +259,24 @@ def test_a_layer_in_one_launch(monkeypatch, batch, contexts, sparse):
         z = dk.dendritic_linear(rows, *args, None, *cuda(index), 102)
         wrong = (z.cpu().double() - dense).abs() > 1e-4 * dense.abs().max()
         assert wrong.sum() <= 2 * max(1, batch // 100)  # a winner on an edge comes, and one goes
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("by_input", [True, False], ids=["by_input", "by_unit"])
+@pytest.mark.parametrize("batch, units, k", [(1, 33, 1), (3, 70, 9), (24, 8, 40), (16, 2048, 40)])
+def test_product(monkeypatch, on_backend, batch, units, k, by_input, dtype):
+    """Both layouts of the weight; on CUDA by its own kernels."""
+    called, call = [], native.call
+    monkeypatch.setattr(native, "call", lambda name, *args: called.append(name) or call(name, *args))
+    inputs = 784 if units == 2048 else 90
+    values, indices, _ = ref.gated_kwinners_sparse(torch.randn(batch, inputs).to(dtype), k=k)
+    bias = torch.randn(units).to(dtype)
+    weight = torch.randn(inputs, units).to(dtype).T if by_input else torch.randn(units, inputs).to(dtype)
+    values_, indices_, weight_, bias_ = cuda(values, indices, weight, bias)
+    assert weight_.stride() == weight.stride()
+    got = dk.sparse_linear(dk.KSparse(values_, indices_, inputs), weight_, bias_)
+    assert_close(got.cpu(), ref.sparse_linear(values, indices, weight, bias), terms=k + 1)
+    assert called == (["gather_product"] if on_backend == "cuda" else [])
 
 
 @pytest.mark.parametrize("units", [10, 300])
