@@ -75,6 +75,8 @@ def load_public(
     Source: shared names of Grewal et al. 2021's public networks.
     """
     state = _checked_mapping(state_dict)
+    if learning_iterations is not None and learning_iterations < 0:
+        raise ValueError(f"learning_iterations: expected 0 or more, or None, got {learning_iterations}")
     found = entries(model, names, state)
     state = without_wrapper(state, {e.key for e in found})
     found = entries(model, names, state)  # what the checkpoint's own form is shows without the wrapper

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 from torch.nn.utils.prune import BasePruningMethod
 
-from .compat_layers import MAKERS, STAY, Left, from_plain, is_pruned
+from .compat_layers import MAKERS, STAY, Left, from_plain, has_stray, is_pruned
 from .nn import DendriticLinear, KWinners, SparseLinear
 from .nn.kwinners import _Boosted
 from .sparsity import MaskedParameter
@@ -29,21 +29,27 @@ _BASES = {"HasRezeroWeights": MaskedParameter, "KWinnersBase": _Boosted}
 @dataclass
 class Conversion:
     """What convert did: the model (the same object, unless it was itself a public layer), {path: what happened} of the
-    modules that were swapped, and {path: why not} of those that were left."""
+    modules that were swapped, {path: why not} of those that were left, and the paths of swapped ones with weights that
+    were not zero under a mask (they are now, as after the public rezero_weights)."""
 
     model: nn.Module
     swapped: dict[str, str] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
+    rezeroed: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         lines = [f"swapped {len(self.swapped)}, left {len(self.left)}"]
         for title, found in (("swapped", self.swapped), ("left", self.left)):
             lines += [f"  {title} {path or '(the model)'}: {text}" for path, text in found.items()]
+        lines += [f"  rezeroed {path or '(the model)'}: weights under its mask were not zero" for path in self.rezeroed]
         return "\n".join(lines)
 
 
 def convert(model: nn.Module, layers: Iterable[str] = (), *, ties: str | None = None) -> Conversion:
     """Swaps the layers of a live model for ours, in place; the model gives the same values.
+
+    Weights under a mask are set to zero, as the public rezero_weights does after each step; where one was not, the
+    public layer's values were others until then, and Conversion.rezeroed has its path.
 
     Args:
         model: any model. Swapped are the public SparseWeights, SparseWeights2d, KWinners, KWinners2d and dendritic
@@ -78,6 +84,7 @@ def convert(model: nn.Module, layers: Iterable[str] = (), *, ties: str | None = 
             inside.update(module.modules())
             continue
         try:
+            stray = has_stray(module) if _public(module) or is_pruned(module) else False
             made = _counterpart(module, path in named, ties)
         except Left as reason:
             report.left[path] = f"{type(module).__name__}: {reason}"
@@ -87,6 +94,7 @@ def convert(model: nn.Module, layers: Iterable[str] = (), *, ties: str | None = 
             made.train(module.training)
             _answer_to_bases(module)
             new[module] = made
+            report.rezeroed += [path] * stray
             inside.update(module.modules())
             report.swapped[path] = f"{type(module).__name__} -> {type(made).__name__}({made.extra_repr()})"
     report.model = new.get(model, model)

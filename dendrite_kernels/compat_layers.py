@@ -41,6 +41,19 @@ def _mask(module: Any, weight: Tensor) -> Tensor | None:
     return torch.empty_like(weight, dtype=torch.bool).copy_(zero == 0) if zero.any() else None
 
 
+def has_stray(module: nn.Module) -> bool:
+    """Whether weights are not zero under a mask, which our layers set to zero at once."""
+    for part in module.modules():
+        inner, zero, kept = (getattr(part, name, None) for name in ("module", "zero_mask", "weight_mask"))
+        weight = getattr(part, "weight_orig", getattr(part, "weights", getattr(inner, "weight", None)))
+        off = zero if isinstance(zero, Tensor) else kept == 0 if isinstance(kept, Tensor) else None
+        if not isinstance(weight, Tensor) or off is None or off.shape != weight.shape or weight.is_meta:
+            continue
+        if (weight.detach()[off.to(weight.device).bool()] != 0).any():
+            return True
+    return False
+
+
 def _take(ours: MaskedParameter, weight: Any, bias: Any, mask: Tensor | None) -> None:
     """Puts parameters and mask into a layer that was made without memory (on the meta device)."""
     setattr(ours, ours.masked_name, weight)

@@ -35,6 +35,9 @@ class Entry:
         """What is wrong with a value for this key, or None."""
         if not isinstance(value, Tensor):
             return f"{self.key!r}: expected a tensor {self.shape}, got {type(value).__name__}"
+        if value.is_meta or value.layout != torch.strided:
+            form = "on meta" if value.is_meta else f"with layout {value.layout}"
+            return f"{self.key!r}: expected a dense tensor with values, got one {form}"
         if tuple(value.shape) != self.shape:
             return f"{self.key!r}: expected shape {self.shape}, got {tuple(value.shape)}"
         if value.is_floating_point() != self.dtype.is_floating_point and self.casts:

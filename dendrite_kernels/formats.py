@@ -9,8 +9,10 @@ from torch import nn
 FORMAT = 1
 
 
-def check_format(what: str, found: int) -> None:
+def check_format(what: str, found: int | None) -> None:
     """Raises ValueError for a state_dict of a format that this version does not know."""
+    if found is None:  # from a class without a number
+        return
     if not isinstance(found, int) or not 1 <= found <= FORMAT:
         raise ValueError(
             f"state_dict: expected {what} in format {FORMAT} or before, got format {found}, "
@@ -24,5 +26,6 @@ class Versioned(nn.Module):
     _version = FORMAT
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
-        check_format(f"{type(self).__name__} {prefix.rstrip('.')!r}", local_metadata.get("version", 1))
+        if type(self)._version == FORMAT:  # else the number is of a subclass, and its own to check
+            check_format(f"{type(self).__name__} {prefix.rstrip('.')!r}", local_metadata.get("version", 1))
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)

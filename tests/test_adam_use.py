@@ -435,3 +435,26 @@ def test_second_derivatives_of_owned_weights_raise():
 def test_bad_arguments(arguments, error, sentence):
     with pytest.raises(error, match=sentence):
         dk.optim.Adam(**{"modules": torch.nn.Linear(2, 2), **arguments})
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, pickle.dumps])
+def test_copies_are_refused(duplicate):
+    with pytest.raises(TypeError, match=r"Adam: can't be copied or pickled.*state_dict\(\)"):
+        duplicate(dk.optim.Adam(dk.nn.SparseLinear(3, 4)))
+
+
+def test_a_scheduler_resumes_from_a_loaded_state():
+    """Its initial_lr lies in the group: 1, halved twice."""
+    model = dk.nn.SparseLinear(3, 4)
+    first, second = dk.optim.Adam(model, lr=1.0), dk.optim.Adam(model, lr=3.0)
+    torch.optim.lr_scheduler.StepLR(first, 1, 0.5)
+    second.load_state_dict(first.state_dict())
+    assert second.param_groups[0]["initial_lr"] == 1.0
+    scheduler = torch.optim.lr_scheduler.LambdaLR(second, lambda epoch: 0.5**epoch, last_epoch=1)
+    assert scheduler.get_last_lr() == [0.25]
+
+
+def test_another_optimizers_state_is_refused_by_what_it_lacks():
+    model = dk.nn.SparseLinear(3, 4)
+    with pytest.raises(ValueError, match=r"got no \['betas', 'eps'\]"):
+        dk.optim.Adam(model).load_state_dict(torch.optim.SGD(model.parameters(), lr=0.1).state_dict())

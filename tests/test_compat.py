@@ -388,3 +388,16 @@ def test_the_guide_runs_and_names_what_is_there(tmp_path, monkeypatch, capsys):
     assert known >= set(MAKERS)
     ours = {re.match(r"\w+", name).group() for _, ours in rows for name in re.findall(r"`([A-Z][^`]*)`", ours)}
     assert len(ours) == 8 and all(hasattr(dk.nn, name) for name in ours)
+
+
+@pytest.mark.parametrize("form, words", [("sparse", "layout torch.sparse_coo"), ("meta", "on meta")])
+def test_tensors_that_can_not_be_copied_leave_the_model_as_it_was(form, words):
+    model, other = DendriticMLP(6, (8,), 3, 2, 4), DendriticMLP(6, (8,), 3, 2, 4)
+    state, before = compat.public_state_dict(other), [t.clone() for t in model.state_dict().values()]
+    key = "_output_layers.0.output_linear.module.weight"
+    state[key] = state[key].to_sparse() if form == "sparse" else state[key].to("meta")
+    with pytest.raises(ValueError, match=f"{key}': expected a dense tensor with values, got one .*{words}"):
+        compat.load_public(model, state)
+    with pytest.raises(ValueError, match="learning_iterations: expected 0 or more, or None, got -1"):
+        compat.load_public(model, compat.public_state_dict(other), learning_iterations=-1)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.state_dict().values(), strict=True))

@@ -379,3 +379,14 @@ def test_mistakes_are_named():
         compat.convert({})
     with pytest.raises(ValueError, match="ties: expected 'keep', 'lowest' or None, got 'first'"):
         compat.convert(nn.Linear(2, 2), ties="first")
+
+
+def test_weights_under_a_mask_that_were_not_zero_are_reported():
+    model = nn.Sequential(public.SparseWeights(nn.Linear(6, 8), 0.5), public.SparseWeights(nn.Linear(8, 3), 0.5))
+    model.apply(public.rezero_weights)
+    off = model[1].zero_mask.bool()
+    with torch.no_grad():
+        model[1].module.weight[off] = 7.0
+    report = compat.convert(model)
+    assert report.rezeroed == ["1"] and "rezeroed 1: weights under its mask" in str(report)
+    assert (model[1].weight[off] == 0).all() and (model[1].weight[~off] != 0).any()

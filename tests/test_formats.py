@@ -139,3 +139,21 @@ def test_sparse_results_gradients_and_optimizers_say_what_they_are():
     assert repr(optimizer).endswith("3 of 5 parameters (3 of them belong to a newer Adam)")
     assert repr(newer).endswith("3 of 5 parameters")
     assert repr(si) == "SynapticIntelligence(variant='zenke', c=0.1, xi=0.1, tasks=0, optimizer=Adam, 5 parameters)"
+
+
+class _Numbered(dk.nn.SparseLinear):
+    _version = 2
+
+
+def test_a_subclass_may_number_its_own_format():
+    layers = [_Numbered(3, 4), _Numbered(3, 4)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    assert torch.equal(layers[0].weight, layers[1].weight)
+
+
+def test_a_version_of_none_is_none():
+    layers = [dk.nn.SparseLinear(3, 4), dk.nn.SparseLinear(3, 4)]
+    state = layers[0].state_dict()
+    state._metadata[""]["version"] = None
+    layers[1].load_state_dict(state)
+    assert torch.equal(layers[0].weight, layers[1].weight)

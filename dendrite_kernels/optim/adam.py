@@ -115,6 +115,12 @@ class Adam(torch.optim.Optimizer):
     def _counts_on_device(p: Tensor) -> bool:
         return backend.choose(p.device).counts_on_device
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            "Adam: can't be copied or pickled, as it owns the gradients of its modules: make a new one for the copied "
+            "model, and give it this one's state_dict()"
+        )
+
     def __repr__(self) -> str:
         total = sum(len(group["params"]) for group in self.param_groups)
         lost = sum(factored.owner(p) is not self for p in self._owned)
@@ -337,11 +343,13 @@ class Adam(torch.optim.Optimizer):
             raise ValueError("state_dict: expected as many parameters in each group as this optimizer has")
         if any(saved.get("weight_decay") or saved.get("amsgrad") for saved in saved_groups):
             raise ValueError("state_dict: expected one without weight_decay and amsgrad")
+        if missing := [key for key in ("lr", "betas", "eps") if any(key not in saved for saved in saved_groups)]:
+            raise ValueError(f"state_dict: expected an Adam's, with lr, betas and eps in each group, got no {missing}")
         numbers = [number for g in saved_groups for number in g["params"]]
         states = [state_dict["state"].get(number) for number in numbers]
         loaded = {p: self._loaded(p, saved) for p, saved in zip(parameters, states, strict=True) if saved}
         for group, saved in zip(self.param_groups, saved_groups, strict=True):
-            group.update({key: saved[key] for key in ("lr", "betas", "eps")})
+            group.update({key: value for key, value in saved.items() if key != "params"})
         self.state.clear()
         self.state.update(loaded)
         self._clocks.clear()
