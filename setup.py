@@ -18,6 +18,9 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
+sys.path.insert(0, str(Path(__file__).parent / "csrc/cuda"))  # a build's front end may not have this folder there
+import nvcc
+
 SOURCES = [
     "bindings.cpp",
     "dispatch.cpp",
@@ -28,13 +31,6 @@ SOURCES = [
 ]
 CPU, CUDA = Path("csrc/cpu"), Path("csrc/cuda")
 CUDA_SOURCES = sorted(p.name for p in CUDA.glob("*.c*"))
-CUDA_FLAGS = [
-    "-std=c++17",
-    "-O3",
-    "--fmad=false",
-    "-Xcompiler=-fPIC,-fvisibility=hidden",
-    "-cudart=static",
-]
 CUDA_ARCHS = (80, 90, 100)  # their chips run the later minor versions' code too; newer chips compile the last one's PTX
 CUDA_MODULE, CUDA_NOTE = "dendrite_kernels._cuda", "_cuda_build.txt"
 SANITIZERS = ["-fsanitize=address", "-fsanitize=undefined"]
@@ -109,17 +105,9 @@ def why_no_cuda():
         return "DENDRITE_CUDA=0"
     if os.environ.get("DENDRITE_SANITIZE"):
         return "DENDRITE_SANITIZE is for the CPU's module"
-    if nvcc() is None:
+    if nvcc.path() is None:
         return "no nvcc was found"
     return None if asked == "1" or has_gpu() else "no GPU was found (DENDRITE_CUDA=1 builds it nevertheless)"
-
-
-def nvcc():
-    for home in ("CUDA_HOME", "CUDA_PATH"):
-        found = os.environ.get(home) and shutil.which("nvcc", path=str(Path(os.environ[home], "bin")))
-        if found:
-            return found
-    return shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
 
 
 def has_gpu():
@@ -137,13 +125,13 @@ def run(*command):
 
 
 def nvcc_version():
-    return run(nvcc(), "--version").strip().splitlines()[-2].strip()
+    return run(nvcc.path(), "--version").strip().splitlines()[-2].strip()
 
 
 def cuda_archs():
     """What to compile for: DENDRITE_CUDA_ARCHS, else those of CUDA_ARCHS that this nvcc knows."""
     asked = os.environ.get("DENDRITE_CUDA_ARCHS", "").replace(",", " ").replace(";", " ").split()
-    known = [line.removeprefix("sm_") for line in run(nvcc(), "--list-gpu-code").split()]
+    known = [line.removeprefix("sm_") for line in run(nvcc.path(), "--list-gpu-code").split()]
     wrong = [arch for arch in asked if arch not in known or int(arch) < 80]
     if wrong:
         few = ", ".join(arch for arch in known if int(arch) >= 80)
@@ -158,15 +146,15 @@ def build_with_nvcc(target, archs):
     code.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
     names = ", ".join(f"sm_{arch}" for arch in archs)
     folders = ["csrc", pybind11.get_include(), sysconfig.get_paths()["include"]]
-    flags = [*CUDA_FLAGS, *code, *(f"-I{folder}" for folder in folders), f'-DDK_CUDA_ARCHS="{names}"']
+    flags = [*nvcc.FLAGS, *code, *(f"-I{folder}" for folder in folders), f'-DDK_CUDA_ARCHS="{names}"']
     with tempfile.TemporaryDirectory() as tmp, ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = [Path(tmp, f"{source}.o") for source in CUDA_SOURCES]
         for done in [
-            pool.submit(run, nvcc(), "-c", *flags, "-o", to, CUDA / source)
+            pool.submit(run, nvcc.path(), "-c", *flags, "-o", to, CUDA / source)
             for source, to in zip(CUDA_SOURCES, objects, strict=True)
         ]:
             done.result()
-        run(nvcc(), "-shared", *CUDA_FLAGS, *code, "-o", target, *objects)
+        run(nvcc.path(), "-shared", *nvcc.FLAGS, *code, "-o", target, *objects)
 
 
 def native_modules():

@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "csrc/cuda"))
+import nvcc
+
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted((ROOT / "csrc/cuda").glob("*.cu"))
-FLAGS = ["-std=c++17", "-O3", "--fmad=false", f"-I{ROOT / 'csrc'}", "-Xptxas=-v", "-cubin"]  # as setup.py
+FLAGS = [*nvcc.FLAGS, f"-I{ROOT / 'csrc'}", "-Xptxas=-v", "-cubin"]
 
 _KERNEL = re.compile(r"Compiling entry function '(\S+)' for 'sm_(\d+)a?'")
 _STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _USED = re.compile(r"Used (\d+) registers(?:.*?(\d+) bytes smem)?")
 
 
-def nvcc() -> str | None:
-    return shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
-
-
 def known_chips() -> set[int]:
     """What this nvcc compiles for."""
-    listed = subprocess.run([nvcc(), "--list-gpu-code"], check=True, capture_output=True, text=True).stdout
+    listed = subprocess.run([nvcc.path(), "--list-gpu-code"], check=True, capture_output=True, text=True).stdout
     return {int(number) for number in re.findall(r"sm_(\d+)", listed)}
 
 
 def compiled(source: Path, chip: int) -> list[dict]:
     """A row for each kernel of the file."""
     with tempfile.TemporaryDirectory() as tmp:
-        command = [nvcc(), *FLAGS, f"-arch=sm_{chip}", "-o", Path(tmp, "out.cubin"), source]
+        command = [nvcc.path(), *FLAGS, f"-arch=sm_{chip}", "-o", Path(tmp, "out.cubin"), source]
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{source.name} does not compile for sm_{chip}: {done.stderr[-2000:]}")

@@ -299,7 +299,7 @@ def _compile(part: slice) -> list[dict]:
 
 def cuda_work(chips: list[int]) -> list[tuple[Path, int]]:
     """The files of csrc/cuda, for the chips that nvcc knows; the longest first."""
-    if cuda_report.nvcc() is None:
+    if cuda_report.nvcc.path() is None:
         print("no nvcc here: csrc/cuda was not compiled", file=sys.stderr)
         return []
     known = cuda_report.known_chips()

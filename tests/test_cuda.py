@@ -171,7 +171,7 @@ def test_what_ptxas_says_is_read():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(cuda_report.nvcc() is None, reason="no nvcc here")
+@pytest.mark.skipif(cuda_report.nvcc.path() is None, reason="no nvcc here")
 def test_every_kernel_compiles_for_every_chip_without_spills():
     pytest.importorskip("triton")
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}

@@ -1,0 +1,86 @@
+"""gpu_check without a GPU: what it would run is there, and what did not run is never called passed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import gpu_check  # of bench/
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def ran(**results):
+    return [
+        {"stage": stage, "result": "not run", "why": result[9:]}
+        if result.startswith("not run: ")
+        else {"stage": stage, "result": result}
+        for stage, result in results.items()
+    ]
+
+
+def test_what_passed():
+    assert gpu_check.verdict(ran(report="passed", build="passed")) == (["all passed"], True)
+
+
+@pytest.mark.parametrize("result", ["failed", "cut short"])
+def test_what_failed(result):
+    assert gpu_check.verdict(ran(report="passed", ops=result)) == (["fell short: ops"], False)
+
+
+NO_MODULE = "not run: dendrite_kernels._cuda is not there"
+
+
+def test_a_build_that_fails_fails_what_needed_it():
+    said, passed = gpu_check.verdict(ran(report="passed", build="failed", tests=NO_MODULE))
+    assert not passed and said[-1] == "fell short: build, tests"
+    assert said[0] == "not run: tests (dendrite_kernels._cuda is not there)"
+
+
+def test_what_a_machine_lacks_is_no_failure_and_no_pass():
+    rows = ran(report="passed", build="not run: nvcc is not there", tests=NO_MODULE)
+    said, passed = gpu_check.verdict(rows)
+    assert passed and said[-1] == "passed, but for what was not run"
+    refused = "compute-sanitizer refuses this device"
+    said, passed = gpu_check.verdict(ran(report="passed", memcheck=f"not run: {refused}"))
+    assert passed and said[0] == f"not run: memcheck ({refused})"
+
+
+def test_no_time_is_a_failure():
+    said, passed = gpu_check.verdict(ran(report="passed", ops=f"not run: {gpu_check.NO_TIME}"))
+    assert not passed and said[-1] == "fell short: ops"
+    assert gpu_check.verdict(ran(ops="not run: rich is not there")) == (
+        ["not run: ops (rich is not there)", "fell short: nothing was checked"],
+        False,
+    )
+
+
+def test_skipped_tests_have_not_passed():
+    assert gpu_check.result_of(0, ["40 skipped in 3.1s"], gpu_check.CUDA_TESTS) == "failed"
+    assert gpu_check.result_of(0, ["15 passed in 3.1s"], gpu_check.CUDA_TESTS) == "passed"
+    assert gpu_check.result_of(3, ["15 passed in 3.1s"], gpu_check.CUDA_TESTS) == "failed"
+    assert gpu_check.result_of(None, [], gpu_check.BUILD) == "cut short"
+
+
+def test_commands_of_the_shell(tmp_path):
+    build = gpu_check.commands("build", tmp_path)
+    assert build == (
+        f"{sys.executable} setup.py -q build_ext -j 2 --inplace && {sys.executable} -c 'import dendrite_kernels._cuda'"
+    )
+    race = gpu_check.commands("racecheck, CUDA", tmp_path)
+    assert race.startswith(f"compute-sanitizer --tool racecheck --error-exitcode 3 {sys.executable} -m pytest -x ")
+
+
+def test_build_and_its_tests_have_time():
+    names = list(gpu_check.STAGES)
+    until = names[: names.index("CUDA's tests") + 1]
+    assert sum(gpu_check.STAGES[name][1] for name in until) < 60 * 9
+
+
+def test_every_test_to_be_sanitized_is_there():
+    """pytest fails where an id names no test."""
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-o", "addopts="]
+    command += [f"tests/test_gpu.py::test_{name}" for name in gpu_check.SANITIZED_IDS]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert all(f"test_{name}" in done.stdout for name in gpu_check.SANITIZED_IDS)
