@@ -85,7 +85,7 @@ def test_usage_is_typers_to_explain(main, words):
 def test_a_backend_that_is_none(main, monkeypatch, tmp_path):
     monkeypatch.setenv("DENDRITE_BACKEND", "fast")
     assert sentence(main(*RUN, "--out", tmp_path)).startswith(
-        "DENDRITE_BACKEND: expected one of ['cpu', 'reference', 'triton']"
+        "DENDRITE_BACKEND: expected one of ['cpu', 'cuda', 'reference', 'triton']"
     )
     assert list(tmp_path.iterdir()) == []
 
