@@ -225,7 +225,8 @@ class _Shared:
 
 def _joined_segments(parts_by_rank: list[list[Tensor]], own: Tensor | None) -> SegmentFactor:
     """All contexts, one rank's after another's; the gradients added where contexts and winners are equal on all."""
-    grads, winners, contexts = zip(*(parts for parts in parts_by_rank if len(parts[0])), strict=True)
+    filled = [parts for parts in parts_by_rank if len(parts[0])] or parts_by_rank[:1]  # no rank may have any rows
+    grads, winners, contexts = zip(*filled, strict=True)
     if all(_same_bits(ts[0], t) for ts in (contexts, winners) for t in ts[1:]):
         # this process' own context: moments on a device know a context by its identity
         return SegmentFactor(reduce(torch.add, grads), winners[0], contexts[0] if own is None else own)

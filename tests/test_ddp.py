@@ -439,3 +439,11 @@ def test_what_is_refused_is_refused_on_both_ranks(on_two_ranks, which):
 def test_a_group_is_wanted_before_a_process_group():
     with pytest.raises(RuntimeError, match=r"expected torch\.distributed\.init_process_group\(\) to have been called"):
         dk.optim.Adam(nn.Linear(2, 2), process_group=True)
+
+
+def test_no_rows_on_any_process_join_to_none():
+    from dendrite_kernels.distributed import _joined_segments
+
+    empty = [torch.zeros(0, 4), torch.zeros(0, 4, dtype=torch.int32), torch.zeros(0, 3)]
+    joined = _joined_segments([empty, empty], None)
+    assert joined.grad.shape == (0, 4) and joined.winner.shape == (0, 4) and joined.context.shape == (0, 3)

@@ -46,9 +46,9 @@ class Adam(torch.optim.Optimizer):
     module owns it: an older one raises at its next step.
 
     In a process group all models begin as the first process has it, and each step averages gradients and the duty
-    cycles of k winners over the processes (`distributed.average_gradients`), so that all stay equal bit for bit (on
-    processors of one kind). Factors are sent as they are; a context that all processes share stays one. Accumulated
-    backward passes are sent once, with the step.
+    cycles of k winners over the processes (`distributed.average_gradients`), so that parameters and duty cycles stay
+    equal bit for bit (on processors of one kind); learning_iterations counts a process' own samples. Factors are sent
+    as they are; a context that all processes share stays one. Accumulated backward passes are sent once, with the step.
 
     Equivalent to: torch.optim.Adam(model.parameters(), lr, betas, eps), with rezero_weights(model) after each step
 
