@@ -166,7 +166,7 @@ def native_modules():
     if not Path(sysconfig.get_paths()["include"], "Python.h").exists():
         print("warning: no Python.h: dendrite_kernels._cpu and ._cuda are not built", file=sys.stderr)
         return []
-    headers = [str(p) for folder in ("csrc/core", "csrc/cpu") for p in sorted(Path(folder).glob("*.h"))]
+    headers = [str(p) for folder in ("csrc", "csrc/core", "csrc/cpu") for p in sorted(Path(folder).glob("*.h"))]
     return [
         Pybind11Extension(
             "dendrite_kernels._cpu",

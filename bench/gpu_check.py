@@ -82,9 +82,7 @@ STAGES = {
 def missing(needs: tuple[str, ...]) -> str | None:
     """Why a stage with these needs can't run, or None."""
     for need in needs:
-        if not (
-            cuda_report.nvcc.path() if need == "nvcc" else shutil.which(need) if need == SANITIZER else importable(need)
-        ):
+        if not there(need):
             return f"{need} is not there"
     return f"{SANITIZER} refuses this device" if SANITIZER in needs and sanitizer_refuses() else None
 

@@ -36,12 +36,12 @@ def built(monkeypatch):
     """A function that stands a native module in for the one that may be there."""
 
     def put(why_not=""):
-        native.why_not.cache_clear()
+        native._why_not.cache_clear()
         monkeypatch.setattr(native, "_cuda", Module(why_not))
         monkeypatch.setattr(triton, "why_not", lambda device: None)
 
     yield put
-    native.why_not.cache_clear()
+    native._why_not.cache_clear()
 
 
 def test_not_built(monkeypatch, tmp_path):
@@ -58,6 +58,21 @@ def test_what_the_module_says_is_said(built):
     assert cuda.why_not(CUDA) == "no CUDA driver is installed here"
     assert cuda.why_not(torch.device("cpu")) == "its kernels run on CUDA tensors only"
     assert backend.choose(CUDA) is triton
+
+
+def test_a_chip_that_is_too_old_is_called_that(built, monkeypatch):
+    built("these kernels were built for sm_80")
+    monkeypatch.setattr(triton, "why_not", lambda device: "its kernels need a GPU of sm_80 or newer")
+    assert cuda.why_not(CUDA) == "its kernels need a GPU of sm_80 or newer"
+
+
+def test_a_device_without_an_index_is_the_current_one(built, monkeypatch):
+    built()
+    monkeypatch.setattr(native._cuda, "why_not", lambda index: f"device {index}")
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert cuda.why_not(torch.device("cuda")) == "device 1"
+    assert cuda.why_not(torch.device("cuda", 0)) == "device 0"
 
 
 def test_without_triton_it_cannot_run(built, monkeypatch):
@@ -100,6 +115,7 @@ def test_errors_are_sentences():
     expected = {
         2: "out of memory",
         9: "with these sizes",
+        98: "DENDRITE_CUDA_ARCHS",
         209: "DENDRITE_CUDA_ARCHS",
         700: "can't go on in this process",
     }
@@ -115,7 +131,7 @@ def test_without_a_driver_a_launch_raises_and_the_process_goes_on():
     y, z, kept = torch.zeros(1, 8), torch.zeros(1, 8), torch.zeros(1, 8, dtype=torch.bool)
     flags = (None, None, None, None, 0, False, False, 1, 8, 3, False, False, z, kept, None, None, None)
     for _ in range(2):
-        with pytest.raises(RuntimeError, match=r"dendrite_kernels._cuda: kwinners_by_block: .*driver|GPU"):
+        with pytest.raises(RuntimeError, match=r"dendrite_kernels._cuda: kwinners_by_block: .*(driver|GPU)"):
             native._cuda.kwinners_f32(y, *flags, "block", 0, 0, None, 0)
     assert dk.kwinners(torch.tensor([[1.0, 3, 2]]), 1).tolist() == [[0, 3, 0]]
 

@@ -71,6 +71,14 @@ def test_commands_of_the_shell(tmp_path):
     assert race.startswith(f"compute-sanitizer --tool racecheck --error-exitcode 3 {sys.executable} -m pytest -x ")
 
 
+def test_what_is_missing(monkeypatch):
+    monkeypatch.setattr(gpu_check.shutil, "which", lambda name: "/bin/" + name)
+    monkeypatch.setattr(gpu_check, "sanitizer_refuses", lambda: True)
+    assert gpu_check.missing(("pytest",)) is None
+    assert gpu_check.missing(("pytest", "no_such_module")) == "no_such_module is not there"
+    assert gpu_check.missing(("pytest", "compute-sanitizer")) == "compute-sanitizer refuses this device"
+
+
 def test_build_and_its_tests_have_time():
     names = list(gpu_check.STAGES)
     until = names[: names.index("CUDA's tests") + 1]

@@ -176,6 +176,22 @@ def test_what_outer_leaves_to_triton(emulated, called):
     assert called == []
 
 
+def test_columns_that_no_grid_takes_are_tritons():
+    sparse = ksparse_rows(1, 40, 3, torch.float32)
+    for columns, takes in ((plan.MOST_COLUMNS, True), (plan.MOST_COLUMNS + 1, False)):
+        out, dense = (torch.empty(rows, columns, device="meta") for rows in (40, 1))
+        assert products._takes_outer(out, sparse, dense) is takes
+
+
+def test_an_unknown_kernel_is_an_error(emulated):
+    y, z, kept = torch.zeros(1, 8), torch.zeros(1, 8), torch.zeros(1, 8, dtype=torch.bool)
+    flags = (None, None, None, None, 0, False, False, 1, 8, 3, False, False, z, kept, None, None, None)
+    for dtype, how, size in ((torch.float32, "warp", 16), (torch.float64, "warp", 128), (torch.float32, "wrap", 8)):
+        with pytest.raises(ValueError, match="no kernel"):
+            given = [t.to(dtype) if t is y or t is z else t for t in (y, *flags)]
+            native.call("kwinners", dtype, *given, how, size, 1, None)
+
+
 def test_what_the_others_leave_to_triton(emulated, called, monkeypatch):
     monkeypatch.setattr(plan, "LONGEST_ROW", 50)
     assert_winners(torch.randn(2, 51), None, None, None, 5)

@@ -2,7 +2,6 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
-#include <limits>
 
 #ifdef __CUDACC__
 #define DK_ANYWHERE __host__ __device__ __forceinline__

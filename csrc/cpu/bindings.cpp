@@ -5,7 +5,7 @@
 #include <cmath>
 #include <string>
 
-#include "core/address.h"
+#include "address.h"
 #include "cpu/kernels.h"
 #include "cpu/pool.h"
 

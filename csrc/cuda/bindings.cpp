@@ -2,9 +2,10 @@
 // the cause; nothing here waits for the device.
 #include <pybind11/pybind11.h>
 
+#include <stdexcept>
 #include <string>
 
-#include "core/address.h"
+#include "address.h"
 #include "cuda/kernels.h"
 #include "cuda/launch.h"
 
@@ -30,7 +31,8 @@ template <class T> static void define(py::module_& m, const std::string& suffix)
     const auto on = (cudaStream_t)stream;
     if (how == "warp") kwinners_by_warp(p, size, warps, on);
     else if (how == "block") kwinners_by_block(p, on);
-    else kwinners_split(p, size, at<void>(memory), on);
+    else if (how == "split") kwinners_split(p, size, at<void>(memory), on);
+    else throw std::invalid_argument("kwinners: no kernel is called " + how);
   });
   def("split_bytes", split_bytes<T>);
   def("gather_product", [](Address values, Address indices, int B, int k, int O, Address weight, int64_t stride_o,

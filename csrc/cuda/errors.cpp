@@ -30,6 +30,7 @@ std::string explain(cudaError_t error) {
     case cudaErrorNoDevice:
       return "the CUDA driver finds no GPU";
     case cudaErrorNoKernelImageForDevice:
+    case cudaErrorInvalidDeviceFunction:
     case cudaErrorUnsupportedPtxVersion:
     case cudaErrorInvalidPtx:
     case cudaErrorJitCompilerNotFound:
@@ -63,8 +64,10 @@ std::string why_not(int device) {
   if (error == cudaSuccess && device >= count) error = cudaErrorInvalidDevice;
   int before = 0;
   if (error == cudaSuccess) error = cudaGetDevice(&before);
-  if (error == cudaSuccess) error = cudaSetDevice(device);
-  if (error == cudaSuccess) error = has_code(), cudaSetDevice(before);
+  const bool other = error == cudaSuccess && device != before;
+  if (other) error = cudaSetDevice(device);
+  if (error == cudaSuccess) error = has_code();
+  if (other) cudaSetDevice(before);
   cudaGetLastError();  // which forgets it
   return error == cudaSuccess ? "" : explain(error);
 }

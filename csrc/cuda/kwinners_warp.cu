@@ -1,6 +1,8 @@
 // Gate and k winners, a warp a row: the row stays in registers, and is read once.
 #include "cuda/device_warp.h"  // the policy, which core/select.h is written for
 //
+#include <stdexcept>
+
 #include "core/select.h"
 #include "cuda/launch.h"
 #include "cuda/row.h"
@@ -36,8 +38,7 @@ __device__ __forceinline__ void with_row(Wide<T>* x, const T* from, int units, b
   }
 }
 
-template <class T, int N>
-__device__ __forceinline__ void zero_row(const KWinners<T>& p, int64_t b, bool fours) {
+template <class T> __device__ __forceinline__ void zero_row(const KWinners<T>& p, int64_t b, bool fours) {
   const int lane = DeviceWarp::lane();
   T* z = p.z + b * p.O;
   uint8_t* kept = p.kept + b * p.O;
@@ -68,7 +69,7 @@ __global__ void __launch_bounds__(most_threads) warp_a_row(const __grid_constant
   const Row<T> row(p.how, b, p.O);
   X x[N] = {};
   with_row<T, N>(x, row.y, p.O, fours, [](X, X y) { return y; });
-  if (!p.values) zero_row<T, N>(p, b, fours);
+  if (!p.values) zero_row(p, b, fours);
   if (row.bias) with_row<T, N>(x, row.bias, p.O, fours, [](X a, X bias) { return a + bias; });
   if (row.gate && row.add) with_row<X, N>(x, row.gate, p.O, fours, [](X a, X gate) { return a + gate; });
   if (row.gate && !row.add) with_row<X, N>(x, row.gate, p.O, fours, [](X a, X gate) { return a * gate; });
@@ -98,13 +99,15 @@ __global__ void __launch_bounds__(most_threads) warp_a_row(const __grid_constant
 
 template <class T> void kwinners_by_warp(const KWinners<T>& p, int entries, int warps, cudaStream_t stream) {
   const dim3 grid((p.B + warps - 1) / warps);
-  const size_t shared = (size_t)warps * 32 * entries * sizeof(uint16_t);
   const bool fours = in_fours(p);
   if (!fours && entries > most_single<T>) return kwinners_by_block(p, stream);
-  if (entries == 8) DK_LAUNCH((warp_a_row<T, 8>), grid, 32 * warps, shared, stream, p, fours);
-  else if (entries == 32) DK_LAUNCH((warp_a_row<T, 32>), grid, 32 * warps, shared, stream, p, fours);
-  else if (entries == 64) DK_LAUNCH((warp_a_row<T, 64>), grid, 32 * warps, shared, stream, p, fours);
-  else if constexpr (sizeof(T) < 8) DK_LAUNCH((warp_a_row<T, 128>), grid, 32 * warps, shared, stream, p, fours);
+  // the winners' list of a warp: 32 * entries places of 2 bytes
+  if (entries == 8) DK_LAUNCH((warp_a_row<T, 8>), grid, 32 * warps, warps * 64 * 8, stream, p, fours);
+  else if (entries == 32) DK_LAUNCH((warp_a_row<T, 32>), grid, 32 * warps, warps * 64 * 32, stream, p, fours);
+  else if (entries == 64) DK_LAUNCH((warp_a_row<T, 64>), grid, 32 * warps, warps * 64 * 64, stream, p, fours);
+  else if (entries == 128 && sizeof(T) < 8) {
+    if constexpr (sizeof(T) < 8) DK_LAUNCH((warp_a_row<T, 128>), grid, 32 * warps, warps * 64 * 128, stream, p, fours);
+  } else throw std::invalid_argument("kwinners_by_warp: no kernel of " + std::to_string(entries) + " entries a lane");
 }
 
 #define DK_INSTANCE(T) template void kwinners_by_warp(const KWinners<T>&, int, int, cudaStream_t);

@@ -29,9 +29,6 @@ template <> __device__ __forceinline__ fp16 narrow<fp16>(float a) { return __flo
 template <class T> struct alignas(sizeof(T) < 4 ? 4 * sizeof(T) : 16) Four {
   T v[4];
 };
-template <> struct alignas(4) Four<uint8_t> {
-  uint8_t v[4];
-};
 
 #endif
 

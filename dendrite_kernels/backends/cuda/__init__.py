@@ -23,7 +23,7 @@ def why_not(device: torch.device) -> str | None:
         )
     if device.type != "cuda":
         return "its kernels run on CUDA tensors only"
-    return native.why_not(device) or triton.why_not(device)
+    return triton.why_not(device) or native.why_not(device)  # a chip too old is said to be that
 
 
 _LAUNCHERS = {

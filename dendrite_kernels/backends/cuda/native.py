@@ -26,10 +26,16 @@ def build_note() -> str:
     return " ".join(note.read_text().split()) if note.exists() else "setup.py left no note"
 
 
-@functools.cache
 def why_not(device: torch.device) -> str | None:
     """Why the module can't run on this CUDA device: no driver, one too old, no code for the chip."""
-    return _cuda.why_not(device.index or 0) or None
+    known = torch.cuda.is_initialized()  # without a driver there is no current device to ask for
+    current = torch.cuda.current_device() if known and device.index is None else 0
+    return _why_not(current if device.index is None else device.index)
+
+
+@functools.cache
+def _why_not(index: int) -> str | None:
+    return _cuda.why_not(index) or None
 
 
 def call(name: str, dtype: torch.dtype, *args):

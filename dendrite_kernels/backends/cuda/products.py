@@ -47,7 +47,10 @@ def _takes_outer(out, sparse, other):
     if sparse.values.shape[1] > settings.MOST_GATHERED_SHARE * sparse.size or not out.is_contiguous():
         return False
     others = other.values if isinstance(other, KSparse) else other
-    fits = not isinstance(other, KSparse) or plan.outer_warps(other.size, out.dtype) > 0
+    if isinstance(other, KSparse):
+        fits = plan.outer_warps(other.size, out.dtype) > 0
+    else:
+        fits = other.shape[1] <= plan.MOST_COLUMNS
     return fits and out.dtype == sparse.values.dtype == others.dtype and out.dtype in native.SUFFIX
 
 
