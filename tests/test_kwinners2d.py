@@ -241,3 +241,29 @@ def test_bad_shapes_are_named():
     for shape in ((2, 4, 3, 3), (2, 3, 3)):
         with pytest.raises(ValueError, match=r"x: expected \[B, 3, H, W\]"):
             dnn.KWinners2d(3, 0.5)(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("combine", ["mul", "add"])
+def test_y_is_kept_only_for_the_gradient_of_a_gate_that_multiplies(combine):
+    """Without one, what y becomes after the call is nobody's concern; the gradient is the gate where z is kept."""
+    for op, shape in (
+        (lambda y, g: dk.kwinners2d(y, 6, g, combine=combine), (2, 3, 2, 2)),
+        (lambda y, g: dk.gated_kwinners(y, g, None, None, 2, combine=combine), (2, 3)),
+    ):
+        gate, y = torch.tensor([[0.5, 2.0, 0.25]]), torch.rand(shape) + 1
+        leaf = y.clone().requires_grad_()
+        written = leaf * 1
+        z = op(written, gate)
+        written.mul_(2)
+        z.sum().backward()
+        factor = gate.view(1, 3, *[1] * (y.dim() - 2)) if combine == "mul" else torch.ones(())
+        assert torch.equal(leaf.grad, (z != 0) * factor.expand(shape) if combine == "mul" else (z != 0).float())
+        gate.requires_grad_()
+        written = leaf * 1
+        z = op(written, gate)
+        written.mul_(2)
+        if combine == "mul":
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                z.sum().backward()
+        else:
+            z.sum().backward()

@@ -66,13 +66,16 @@ def _save(ctx, args, outputs):
     y, gate, context_index, _k, _local, combine, *_ = args
     _z, kept = outputs
     ctx.mark_non_differentiable(kept)
-    ctx.save_for_backward(kept, y, gate, context_index)
+    multiplied = combine == "mul" and gate is not None and gate.requires_grad  # whose gradient alone reads y
+    ctx.save_for_backward(kept, y if multiplied else None, gate, context_index)
     ctx.combine = combine
     ctx.needs = [t is not None and t.requires_grad for t in (y, gate)]
 
 
 def _backward(ctx, grad_z, _grad_kept):
-    grads = _kwinners2d_backward(grad_z, *ctx.saved_tensors, ctx.combine, ctx.needs)
+    kept, y, *rest = ctx.saved_tensors
+    like = grad_z if y is None else y  # a tensor of its shape and dtype
+    grads = _kwinners2d_backward(grad_z, kept, like, *rest, ctx.combine, ctx.needs)
     return (*given(ctx.needs, grads), *[None] * 7)
 
 
