@@ -83,7 +83,7 @@ def append_row(folder: Path, row: dict) -> Path:
 def read_rows(folder: Path) -> list[dict]:
     """All rows of a folder; the newest where an experiment, its configuration and seed were run again."""
     path = folder / ROWS
-    if not path.exists():
+    if not path.is_file():
         raise LabError(f"no results in {folder}: run an experiment first, e.g. `dendrite-lab run prototype_10`")
     return rows_of(path)
 
@@ -92,7 +92,7 @@ def rows_of(*paths: Path) -> list[dict]:
     """The rows of these files, without those that are not there; the newest of each run."""
     newest = {}
     for path in paths:
-        for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else (), 1):
+        for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else (), 1):
             try:
                 row = _parsed(line)
             except ValueError as error:  # of JSON or of UTF-8 too
@@ -150,6 +150,6 @@ def _parsed(line: bytes) -> dict:
 
 def finished_seeds(folder: Path, config: Configuration) -> set[int]:
     """The seeds that have a row of exactly this configuration."""
-    if not (folder / ROWS).exists():
+    if not (folder / ROWS).is_file():
         return set()
     return {row["seed"] for row in read_rows(folder) if row["config"] == config.to_dict()}
