@@ -23,6 +23,7 @@ from workload import finish, timed
 import dendrite_kernels as dk
 from dendrite_kernels import backend
 from dendrite_kernels import reference as ref
+from dendrite_kernels.factored import FactoredGrad, OuterFactor
 from dendrite_kernels.testing import assert_close
 
 INPUTS = CONTEXT = 784
@@ -180,6 +181,43 @@ def outers(device, batch, sparse_x):
     return name, rivals, lambda out: assert_close(out, want, terms=batch), cost
 
 
+def steps(device, batch, sparse_x):
+    """dW and Adam's step, from the factors; ours in one pass where the backend has it. A rival a weight."""
+    units, columns = 2048, 2048 if sparse_x else INPUTS
+    dy, x = (dk.kwinners(torch.randn(batch, n, device=device), n // 20) for n in (units, columns))
+    rows = [dk.gated_kwinners_sparse(t, None, None, None, t.shape[1] // 20) for t in (dy, x)]
+    factor = OuterFactor(rows[0], rows[1] if sparse_x else x, by_input=False)
+    begin = torch.randn(units, columns, device=device)
+
+    def one(make, gradient):
+        layer = torch.nn.Linear(columns, units, bias=False, device=device)
+        layer.weight.data.copy_(begin)
+        optimizer = make(layer)
+
+        def step():
+            layer.weight.grad = gradient(layer.weight)
+            optimizer.step()
+            return layer.weight.detach()
+
+        return step
+
+    def ours():
+        return one(lambda layer: dk.optim.Adam(layer), lambda p: FactoredGrad(p, [factor]))
+
+    def fused(layer):
+        return torch.optim.Adam(layer.parameters(), fused=True, capturable=device == "cuda")
+
+    def check(out):  # Adam divides by the gradient's own size: its rounding shows as a share of the step
+        assert float((out.double() - want).abs().max()) < 0.02 * 1e-3
+
+    want = one(lambda layer: torch.optim.Adam(layer.double().parameters()), lambda p: dy.double().T @ x.double())()
+    rivals = {"ours": ours(), **by_cuda(ours()), "cuBLAS + fused Adam": one(fused, lambda p: dy.T @ x)}
+    terms = units // 20 * (columns // 20 if sparse_x else columns)
+    cost = {"bytes": 6 * 4 * begin.numel(), "flops": 2 * batch * terms}
+    name = f"dW and Adam, B = {batch}, {'k-sparse' if sparse_x else 'dense'} x, {units} x {columns}"
+    return name, rivals, check, cost
+
+
 def layers(device, batch):
     units, k = 2048, 102
     shapes = ((batch, INPUTS), (units, INPUTS), (units,), (1, CONTEXT), (units, 10, CONTEXT))
@@ -222,6 +260,7 @@ CASES = [
     *((kwinners, (256, 2048, dtype)) for dtype in (torch.bfloat16, torch.float64)),
     *((gathers, (batch, 2048)) for batch in (1, 8, 24)),
     *((outers, (batch, sparse_x)) for batch in (256, 1024) for sparse_x in (True, False)),
+    *((steps, (batch, sparse_x)) for batch in (256, 1024) for sparse_x in (True, False)),
     *((products, (batch, 2048)) for batch in (256, 1024)),
     *((layers, (batch,)) for batch in (1, 16, 256)),
 ]

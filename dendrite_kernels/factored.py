@@ -58,9 +58,13 @@ class OuterFactor:
     by_input: bool
     sums: Tensor | None = None
 
+    def by_row(self, t: Tensor | None) -> Tensor | None:
+        """What is laid out as the weight, with the rows that `sparse` names."""
+        return t.T if t is not None and self.by_input else t
+
     def to_dense(self, like: Tensor) -> Tensor:
         out = torch.empty_like(like)
-        backend.choose(like.device).outer(out.T if self.by_input else out, self.sparse, self.other)
+        backend.choose(like.device).outer(self.by_row(out), self.sparse, self.other)
         return out
 
     def joined(self, other: OuterFactor) -> OuterFactor | None:
@@ -132,10 +136,10 @@ class FactoredGrad(torch.Tensor):
 
     def to_dense(self) -> Tensor:
         """The gradient as an ordinary tensor, laid out as the parameter."""
-        out = torch.zeros_like(self.like)
-        for factor in self.factors:
-            out += factor.to_dense(self.like)
-        return out if self.dense is None else out + self.dense
+        first, *others = [factor.to_dense(self.like) for factor in self.factors] or [torch.zeros_like(self.like)]
+        for other in others:
+            first += other
+        return first if self.dense is None else first + self.dense
 
     def one_factor(self) -> OuterFactor | SegmentFactor | None:
         """The single factor that stands for all of them, or None where there is a dense part or they do not join."""

@@ -87,6 +87,19 @@ def emulated(emulator_path, monkeypatch):
     set_order(0)
 
 
+@pytest.fixture
+def called(monkeypatch):
+    """The names of the CUDA kernels that were started."""
+    names, call = [], cuda.native.call
+
+    def noted(name, *args):
+        names.append(name)
+        return call(name, *args)
+
+    monkeypatch.setattr(cuda.native, "call", noted)
+    return names
+
+
 @pytest.fixture(autouse=True)
 def poisoned(monkeypatch):
     """Memory that no one has written reads as NaN: a kernel that misses an entry shows."""

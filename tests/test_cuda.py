@@ -196,7 +196,7 @@ def test_every_kernel_compiles_for_every_chip_without_spills():
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     names = {"warp_a_row", "block_a_row", "split_count", "split_tally", "split_write"}
-    names |= {"gather_columns", "gather_rows", "outer_dense", "outer_sparse"}
+    names |= {"gather_columns", "gather_rows", "outer_dense", "outer_sparse", "adam_outer_dense", "adam_outer_sparse"}
     assert {row["kernel"].split("<")[0] for row in rows} == names
     assert {row["chip"] for row in rows} == {"sm_80", "sm_90", "sm_100"}
     assert all(row["local"] == 0 and 0 < row["registers"] <= 255 for row in rows)

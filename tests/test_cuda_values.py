@@ -23,19 +23,6 @@ def ordered(request, emulated):
     emulated(request.param)
 
 
-@pytest.fixture
-def called(monkeypatch):
-    """The names of the kernels that were started."""
-    names, call = [], native.call
-
-    def noted(name, *args):
-        names.append(name)
-        return call(name, *args)
-
-    monkeypatch.setattr(native, "call", noted)
-    return names
-
-
 def split_everything(monkeypatch, tile):
     monkeypatch.setattr(plan, "winners", lambda *_: plan.Winners("split", tile))
 

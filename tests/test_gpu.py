@@ -12,6 +12,7 @@ from dendrite_kernels import backend
 from dendrite_kernels import reference as ref
 from dendrite_kernels.backend import BACKENDS
 from dendrite_kernels.backends.cuda import native
+from dendrite_kernels.factored import FactoredGrad
 from dendrite_kernels.nn import DendriticMLP
 from dendrite_kernels.reference import compute_dtype
 from dendrite_kernels.sparsity import rezero_weights
@@ -192,7 +193,7 @@ def test_a_step_in_a_cuda_graph():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("segment_sparsity", [0.0, 0.5])
-def test_adam_agrees_with_torch(dtype, segment_sparsity):
+def test_adam_agrees_with_torch(on_backend, dtype, segment_sparsity):
     """One context, several, and the one again; parameters are made equal after each step."""
     models = [network(dtype, "cuda", segment_sparsity=segment_sparsity) for _ in range(2)]
     x, labels, contexts = cuda(torch.randn(64, 90).to(dtype), torch.randint(0, 10, (64,)), torch.randn(3, 60).to(dtype))
@@ -204,6 +205,8 @@ def test_adam_agrees_with_torch(dtype, segment_sparsity):
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(model(x, *given), labels).backward()
             optimizer.step()
+        factored = {p.dim() for p in models[0].parameters() if isinstance(p.grad, FactoredGrad)}
+        assert factored == ({2, 3} if on_backend == "cuda" else {3})
         rezero_weights(models[1])
         moments = optimizers[0].state[models[0].layers[0].segments.weights]["moments"]
         assert moments.rank1 == (step < 2)

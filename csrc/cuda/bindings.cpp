@@ -4,6 +4,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #include "address.h"
 #include "cuda/kernels.h"
@@ -16,6 +17,12 @@ template <class T>
 static RowGate<T> row_gate(Address y, Address bias, Address gate, Address boost, Address index, int kind,
                            bool wide_index, bool add) {
   return {at<T>(y), at<T>(bias), at<Wide<T>>(gate), at<Wide<T>>(boost), at<void>(index), kind, wide_index, add};
+}
+
+template <class T>
+static Outer<T> outer_of(Address values, Address indices, int B, int k, int rows, Address other, Address columns, int n,
+                         int m, Address out) {
+  return {at<T>(values), at<int32_t>(indices), B, k, rows, at<T>(other), at<int32_t>(columns), n, m, at<T>(out)};
 }
 
 template <class T> static void define(py::module_& m, const std::string& suffix) {
@@ -42,9 +49,19 @@ template <class T> static void define(py::module_& m, const std::string& suffix)
   });
   def("outer", [](Address values, Address indices, int B, int k, int rows, Address other, Address columns, int n, int m,
                   Address out, int warps, uintptr_t stream) {
-    outer<T>({at<T>(values), at<int32_t>(indices), B, k, rows, at<T>(other), at<int32_t>(columns), n, m, at<T>(out)},
-             warps, (cudaStream_t)stream);
+    outer(outer_of<T>(values, indices, B, k, rows, other, columns, n, m, out), warps, (cudaStream_t)stream);
   });
+  if constexpr (std::is_same_v<T, Wide<T>>) {  // no weight in half is stepped
+    def("adam_outer", [](Address values, Address indices, int B, int k, int rows, Address other, Address columns, int n,
+                         int m, Address p, Address moments, Address squares, Address keep, Address rule, Address hyper,
+                         Address omega, Address importance, Address reference, double strength, bool counts_penalty,
+                         int warps, uintptr_t stream) {
+      const AdamStep<T> step{at<T>(p), at<T>(moments), at<T>(squares), at<uint8_t>(keep), at<double>(rule),
+                             at<double>(hyper), at<T>(omega), at<T>(importance), at<T>(reference), strength,
+                             counts_penalty};
+      adam_outer(outer_of<T>(values, indices, B, k, rows, other, columns, n, m, {}), step, warps, (cudaStream_t)stream);
+    });
+  }
 }
 
 PYBIND11_MODULE(_cuda, m) {

@@ -63,4 +63,19 @@ template <class T> struct Outer {
 };
 template <class T> void outer(const Outer<T>&, int warps, cudaStream_t);
 
+// Adam on p [rows, n] by that gradient, which is not written (Outer::out is not read). rule: lr / (1 - beta1^t) and
+// sqrt(1 - beta2^t); hyper: lr, beta1, beta2 and eps. Entries where keep (or null) is zero become zero, moments too. With
+// omega (or null), Synaptic Intelligence: strength * importance * (p - reference) joins the gradient, and omega falls by
+// the gradient (counts_penalty: with that in it) times what p moved.
+template <class T> struct AdamStep {
+  T *p, *m, *v;
+  const uint8_t* keep;
+  const double *rule, *hyper;
+  T* omega;
+  const T *importance, *reference;
+  double strength;
+  int counts_penalty;
+};
+template <class T> void adam_outer(const Outer<T>&, const AdamStep<T>&, int warps, cudaStream_t);
+
 }  // namespace dk

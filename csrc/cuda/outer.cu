@@ -1,5 +1,7 @@
 // The gradient of a weight between k-sparse rows: a warp owns a row of it, finds the samples that have an entry there
-// and adds them in the order of the batch. No atomics, so the same bits from run to run.
+// and adds them in the order of the batch. No atomics, so the same bits from run to run. What is summed is written, or
+// steps the weight at once: then no gradient is ever in memory.
+#include "cuda/adam_step.h"
 #include "cuda/device_warp.h"
 #include "cuda/launch.h"
 #include "cuda/kernels.h"
@@ -7,7 +9,8 @@
 namespace dk {
 namespace {
 
-constexpr int most_warps = 4, columns_a_lane = 32;
+constexpr int most_warps = 4;
+template <class T> constexpr int columns_a_lane = sizeof(T) == 8 ? 16 : 32;  // more would spill
 
 // The first of `count` ascending numbers that is not below `least`.
 __device__ __forceinline__ int lower_bound(const int32_t* numbers, int count, int least) {
@@ -42,32 +45,29 @@ template <class T, class F> __device__ __forceinline__ void for_each_entry(const
   }
 }
 
-// Dense others: 32 * columns_a_lane columns of a row a warp, in registers.
-template <class T> __global__ void __launch_bounds__(32 * most_warps) outer_dense(const __grid_constant__ Outer<T> p) {
+// Dense others: calls done(entry, sum) for a tile of the warp's row, summed in registers.
+template <class T, class Done> __device__ __forceinline__ void dense_row(const Outer<T>& p, int row, const Done& done) {
   using X = Wide<T>;
-  const int row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
-  if (row >= p.rows) return;  // the whole warp
-  const int begin = blockIdx.y * 32 * columns_a_lane + DeviceWarp::lane();
-  X sums[columns_a_lane] = {};
+  constexpr int N = columns_a_lane<T>;
+  const int begin = blockIdx.y * 32 * N + DeviceWarp::lane();
+  X sums[N] = {};
   for_each_entry(p, row, [&](int sample, X value) {
     const T* const other = p.other + (int64_t)sample * p.n;
 #pragma unroll
-    for (int c = 0; c < columns_a_lane; c++)
+    for (int c = 0; c < N; c++)
       if (begin + 32 * c < p.n) sums[c] = fma(value, widen(other[begin + 32 * c]), sums[c]);
   });
 #pragma unroll
-  for (int c = 0; c < columns_a_lane; c++)
-    if (begin + 32 * c < p.n) p.out[(int64_t)row * p.n + begin + 32 * c] = narrow<T>(sums[c]);
+  for (int c = 0; c < N; c++)
+    if (begin + 32 * c < p.n) done((int64_t)row * p.n + begin + 32 * c, sums[c]);
 }
 
 // k-sparse others, whose indices differ within a sample: the whole row in shared memory, a warp a row. A sample's columns
 // go to different lanes, and __syncwarp orders one sample's before the next's, which other lanes may have.
-template <class T> __global__ void __launch_bounds__(32 * most_warps) outer_sparse(const __grid_constant__ Outer<T> p) {
+template <class T, class Done>
+__device__ __forceinline__ void sparse_row(const Outer<T>& p, int row, Wide<T>* memory, const Done& done) {
   using X = Wide<T>;
-  DK_SHARED_MEMORY(memory);
-  const int warp = threadIdx.x / 32, row = blockIdx.x * (blockDim.x / 32) + warp;
-  if (row >= p.rows) return;  // the whole warp
-  X* const sums = (X*)memory + (int64_t)warp * p.n;
+  X* const sums = memory + (int64_t)(threadIdx.x / 32) * p.n;
   for (int c = DeviceWarp::lane(); c < p.n; c += 32) sums[c] = 0;
   __syncwarp();
   for_each_entry(p, row, [&](int sample, X value) {
@@ -78,19 +78,70 @@ template <class T> __global__ void __launch_bounds__(32 * most_warps) outer_spar
     }
     __syncwarp();
   });
-  for (int c = DeviceWarp::lane(); c < p.n; c += 32) p.out[(int64_t)row * p.n + c] = narrow<T>(sums[c]);
+  for (int c = DeviceWarp::lane(); c < p.n; c += 32) done((int64_t)row * p.n + c, sums[c]);
 }
+
+template <class T> class Written {
+ public:
+  __device__ __forceinline__ explicit Written(T* out) : out_(out) {}
+  __device__ __forceinline__ void operator()(int64_t at, Wide<T> sum) const { out_[at] = narrow<T>(sum); }
+
+ private:
+  T* out_;
+};
+
+__device__ __forceinline__ int row_of_warp() { return blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32; }
+
+template <class T> __global__ void __launch_bounds__(32 * most_warps) outer_dense(const __grid_constant__ Outer<T> p) {
+  const int row = row_of_warp();
+  if (row < p.rows) dense_row(p, row, Written<T>(p.out));  // whole warps
+}
+
+template <class T> __global__ void __launch_bounds__(32 * most_warps) outer_sparse(const __grid_constant__ Outer<T> p) {
+  DK_SHARED_MEMORY(memory);
+  const int row = row_of_warp();
+  if (row < p.rows) sparse_row(p, row, (Wide<T>*)memory, Written<T>(p.out));
+}
+
+template <class T>
+__global__ void __launch_bounds__(32 * most_warps)
+    adam_outer_dense(const __grid_constant__ Outer<T> p, const __grid_constant__ AdamStep<T> step) {
+  const int row = row_of_warp();
+  if (row < p.rows) dense_row(p, row, AdamEntry<T>(step));
+}
+
+template <class T>
+__global__ void __launch_bounds__(32 * most_warps)
+    adam_outer_sparse(const __grid_constant__ Outer<T> p, const __grid_constant__ AdamStep<T> step) {
+  DK_SHARED_MEMORY(memory);
+  const int row = row_of_warp();
+  if (row < p.rows) sparse_row(p, row, (T*)memory, AdamEntry<T>(step));
+}
+
+// Blocks of `warps` rows; where the others are dense, of their columns tile by tile.
+template <class T> dim3 grid_of(const Outer<T>& p, int warps) {
+  const int tile = 32 * columns_a_lane<T>;
+  return dim3((p.rows + warps - 1) / warps, p.columns ? 1 : (p.n + tile - 1) / tile);
+}
+template <class T> size_t shared_bytes(const Outer<T>& p, int warps) { return (size_t)warps * p.n * sizeof(Wide<T>); }
 
 }  // namespace
 
 template <class T> void outer(const Outer<T>& p, int warps, cudaStream_t stream) {
-  const int blocks = (p.rows + warps - 1) / warps, tile = 32 * columns_a_lane;
-  const size_t row = (size_t)p.n * sizeof(Wide<T>);
-  if (p.columns) DK_LAUNCH(outer_sparse, blocks, 32 * warps, warps * row, stream, p);
-  else DK_LAUNCH(outer_dense, dim3(blocks, (p.n + tile - 1) / tile), 32 * warps, 0, stream, p);
+  const dim3 grid = grid_of(p, warps);
+  if (p.columns) DK_LAUNCH(outer_sparse, grid, 32 * warps, shared_bytes(p, warps), stream, p);
+  else DK_LAUNCH(outer_dense, grid, 32 * warps, 0, stream, p);
+}
+
+template <class T> void adam_outer(const Outer<T>& p, const AdamStep<T>& step, int warps, cudaStream_t stream) {
+  const dim3 grid = grid_of(p, warps);
+  if (p.columns) DK_LAUNCH(adam_outer_sparse, grid, 32 * warps, shared_bytes(p, warps), stream, p, step);
+  else DK_LAUNCH(adam_outer_dense, grid, 32 * warps, 0, stream, p, step);
 }
 
 #define DK_INSTANCE(T) template void outer(const Outer<T>&, int warps, cudaStream_t);
 DK_FOR_EACH_DTYPE(DK_INSTANCE)
+template void adam_outer(const Outer<float>&, const AdamStep<float>&, int warps, cudaStream_t);
+template void adam_outer(const Outer<double>&, const AdamStep<double>&, int warps, cudaStream_t);
 
 }  // namespace dk

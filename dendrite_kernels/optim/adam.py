@@ -22,7 +22,8 @@ from .moments import Synapses
 from .segment_moments import SegmentMoments
 from .weight_moments import WeightMoments
 
-# What keeps the moments of a weight with this kind of factor; on a device that counts the steps itself, the last.
+# What keeps the moments of a weight with this kind of factor; on a device that counts the steps itself, the last, and
+# a weight's are dense.
 _KINDS: dict[type, Any] = {OuterFactor: WeightMoments, SegmentFactor: SegmentMoments}
 _DEVICE_KINDS: dict[type, Any] = {SegmentFactor: DeviceSegmentMoments}
 
@@ -40,10 +41,10 @@ class Adam(torch.optim.Optimizer):
 
     While this optimizer lives, backward leaves the weights and segments of the modules a FactoredGrad, which `step`
     consumes: rows that have never had gradient are skipped (Adam would not change a bit of them), masked weights stay
-    zero without `rezero_weights`, and no gradient is ever written out. Other parameters have dense gradients; so have
-    the weights (not the segments) on a GPU, where a pass over them costs less than finding out what moved, and where
-    step counts lie on the device: a step never waits for it, and a CUDA graph may hold it. The newest optimizer of a
-    module owns it: an older one raises at its next step.
+    zero without `rezero_weights`, and no gradient is ever written out. Other parameters have dense gradients. On a GPU
+    a pass over a weight costs less than finding out what moved, so that all of it is stepped: by its factors with the
+    CUDA backend, by a dense gradient with Triton's. Step counts lie on the device: a step never waits for it, and a
+    CUDA graph may hold it. The newest optimizer of a module owns it: an older one raises at its next step.
 
     In a process group all models begin as the first process has it, and each step averages gradients and the duty
     cycles of k winners over the processes (`distributed.average_gradients`), so that parameters and duty cycles stay
@@ -105,8 +106,8 @@ class Adam(torch.optim.Optimizer):
                 self._masks[module.masked_weight] = module
             if isinstance(module, (SparseLinear, DendriteSegments)):
                 weight = module.masked_weight
-                ours = backend.choose(weight.device) is cpu
-                ours = ours or (self._counts_on_device(weight) and isinstance(module, DendriteSegments))
+                factored_pass = "adam_outer" if isinstance(module, SparseLinear) else "adam_segments"
+                ours = hasattr(backend.choose(weight.device), factored_pass)
                 if ours and weight.requires_grad and weight.dtype in (torch.float32, torch.float64):
                     owned.append(weight)
         return owned
@@ -222,9 +223,10 @@ class Adam(torch.optim.Optimizer):
     def carries_synapses(self, p: Tensor) -> bool:
         """Whether the step from p's present gradient can carry what SynapticIntelligence keeps of p."""
         if self._counts_on_device(p):
-            dense = p.grad is not None and not isinstance(p.grad, FactoredGrad)
-            mask = self._mask(p)
-            return dense and backend.choose(p.device).steppable(p, p.grad, *([] if mask is None else [mask]))
+            if p.grad is None or (isinstance(p.grad, FactoredGrad) and p.dim() == 3):
+                return False
+            grad, mask = p if isinstance(p.grad, FactoredGrad) else p.grad, self._mask(p)  # a factored one lies as p
+            return backend.choose(p.device).steppable(p, grad, *([] if mask is None else [mask]))
         factor = p.grad.one_factor() if isinstance(p.grad, FactoredGrad) else None
         return isinstance(factor, OuterFactor) and WeightMoments.steppable(p, factor)
 
@@ -245,8 +247,10 @@ class Adam(torch.optim.Optimizer):
             if "exp_avg" not in state:
                 dense = self._take_dense(p, group) or (torch.zeros_like(p), torch.zeros_like(p))
                 state["exp_avg"], state["exp_avg_sq"] = dense
-            grad = p.grad.to_dense() if isinstance(p.grad, FactoredGrad) else p.grad
             keep = self._mask(p)
+            if self._step_outer(p, keep, state, group):
+                continue
+            grad = p.grad.to_dense() if isinstance(p.grad, FactoredGrad) else p.grad
             done, also_masked = self._step_natively(p, grad, keep, state, group)
             if not done:
                 others.append((p, grad))
@@ -261,6 +265,19 @@ class Adam(torch.optim.Optimizer):
             # moments too: a masked weight has none, however dense its gradient was
             for t in (p, self.state[p]["exp_avg"], self.state[p]["exp_avg_sq"]):
                 rezero_(t, keep)
+
+    def _step_outer(self, p: Tensor, keep: Tensor | None, state: dict, group: dict) -> bool:
+        """Steps a weight that counts on its device by a factor of the gradient, where a kernel there takes it."""
+        take = getattr(backend.choose(p.device), "adam_outer", None) if self._counts_on_device(p) else None
+        factor: Any = p.grad.one_factor() if take and isinstance(p.grad, FactoredGrad) else None
+        if not take or not isinstance(factor, OuterFactor):
+            return False
+        synapses: Any = self.synapses.get(p)
+        if synapses is not None:
+            synapses = (*map(factor.by_row, synapses[:3]), *synapses[3:])
+        moments = (factor.by_row(t) for t in (state["exp_avg"], state["exp_avg_sq"], keep))
+        rule = self._clock(p.device, group).rule(p)
+        return take(factor.by_row(p.detach()), factor.sparse, factor.other, *moments, *rule, synapses)
 
     def _step_natively(
         self, p: Tensor, grad: Tensor | None, keep: Tensor | None, state: dict, group: dict

@@ -56,7 +56,7 @@ class WeightMoments:
     @staticmethod
     def steppable(weight: Tensor, factor: OuterFactor) -> bool:
         """Whether the weight lies in memory as the factor's rows do."""
-        return (weight.T if factor.by_input else weight).is_contiguous()
+        return factor.by_row(weight).is_contiguous()
 
     def step(
         self, weight: Tensor, factor: OuterFactor, group: dict, now: int, synapses: Synapses | None = None

@@ -28,7 +28,14 @@ def why_not(device: torch.device) -> str | None:
 
 _LAUNCHERS = {
     "winners": ("gated_kwinners", "gated_kwinners_sparse"),
-    "products": ("linear_kwinners", "linear_kwinners_backward", "outer", "sparse_linear", "sparse_linear_backward"),
+    "products": (
+        "adam_outer",
+        "linear_kwinners",
+        "linear_kwinners_backward",
+        "outer",
+        "sparse_linear",
+        "sparse_linear_backward",
+    ),
 }
 
 

@@ -15,8 +15,8 @@ LONGEST_ROW = 262_144
 # Entries a lane may hold, as csrc/cuda/kwinners_warp.cu is compiled for; of float64 not the last.
 ENTRIES = (8, 32, 64, 128)
 
-# Of a dense gradient's row: a block's 1024 (csrc/cuda/outer.cu) times the blocks that a grid takes in y.
-MOST_COLUMNS = 1024 * 65_535
+# Of a dense gradient's row: a block's 512 in float64 (csrc/cuda/outer.cu) times the blocks that a grid takes in y.
+MOST_COLUMNS = 512 * 65_535
 
 # So few rows of so many units leave most of the chip idle with a block each: they get several.
 FEW_ROWS, SPLIT_UNITS, TILE = 128, 32_768, 8192

@@ -54,22 +54,43 @@ def _takes_outer(out, sparse, other):
     return fits and out.dtype == sparse.values.dtype == others.dtype and out.dtype in native.SUFFIX
 
 
-@native.else_triton(_takes_outer)
-def outer(out, sparse, other):
-    """out [I, O] = sparse^T other; other: a tensor [B, O], or KSparse with different indices in a sample."""
-    ref.check_range(sparse.indices, sparse.size, "indices")
-    if not out.numel():
-        return
+def _outer_arguments(sparse, other, width, dtype):
+    """What the kernels take of sparse [B, rows] and other [B, width], and how many rows they sum a block."""
     values, indices = contiguous(sparse.values, sparse.indices)
     others, columns, entries, warps = other, None, 0, 4
     if isinstance(other, KSparse):
         others, columns, entries = *contiguous(other.values, other.indices), other.values.shape[1]
-        warps = plan.outer_warps(other.size, out.dtype)
-    with torch.cuda.device_of(out):
-        native.call(
-            "outer", out.dtype, values, indices, *values.shape, sparse.size, others.contiguous(), columns, out.shape[1],
-            entries, out, warps,
-        )  # fmt: skip
+        warps = plan.outer_warps(other.size, dtype)
+    return (values, indices, *values.shape, sparse.size, others.contiguous(), columns, width, entries), warps
+
+
+@native.else_triton(_takes_outer)
+def outer(out, sparse, other):
+    """out [I, O] = sparse^T other; other: a tensor [B, O], or KSparse with different indices in a sample."""
+    ref.check_range(sparse.indices, sparse.size, "indices")
+    if out.numel():
+        factors, warps = _outer_arguments(sparse, other, out.shape[1], out.dtype)
+        with torch.cuda.device_of(out):
+            native.call("outer", out.dtype, *factors, out, warps)
+
+
+def adam_outer(p, sparse, other, m, v, keep, rule, hyper, synapses=None) -> bool:
+    """Adam in place on p [rows, n] by the gradient sparse^T other, which is never written; whether it could.
+
+    m, v, keep, rule, hyper and synapses: as adam_dense takes them, laid out as p.
+    """
+    kept = synapses[:3] if synapses else ()
+    beside = [t for t in (m, v, keep, *kept) if t is not None]
+    laid_out = all(t.dtype in (p.dtype, torch.bool) and t.stride() == p.stride() for t in beside)
+    if not laid_out or p.dtype not in (torch.float32, torch.float64) or not _takes_outer(p, sparse, other):
+        return False
+    ref.check_range(sparse.indices, sparse.size, "indices")
+    if p.numel():
+        factors, warps = _outer_arguments(sparse, other, p.shape[1], p.dtype)
+        protected = (*kept, float(synapses[3]), bool(synapses[4])) if synapses else (None, None, None, 0.0, False)
+        with torch.cuda.device_of(p):
+            native.call("adam_outer", p.dtype, *factors, p, m, v, keep, rule, hyper, *protected, warps)
+    return True
 
 
 def _by_row(grad_weight, sparse_x):
