@@ -5,6 +5,7 @@ The native modules know nothing of torch, so no torch is needed here. What was b
 ("80 90") says for which chips.
 """
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -43,6 +44,11 @@ class BuildNative(build_ext):
         if ext.name == CUDA_MODULE:
             self._build_cuda(ext)
             return
+        if why := why_nothing():
+            raise CompileError(why)  # which setuptools makes a warning
+        import pybind11
+
+        ext.include_dirs.append(pybind11.get_include())
         flags = ["-std=c++17", "-O3", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"]
         ext.extra_compile_args = [f for f in [*flags, "-Wno-psabi"] if self._accepts([f])]
         if os.environ.get("DENDRITE_SANITIZE"):  # make sanitize
@@ -98,6 +104,8 @@ class BuildNative(build_ext):
 
 def why_no_cuda():
     """Why not to build _cuda, or None."""
+    if why := why_nothing():
+        return why
     asked = os.environ.get("DENDRITE_CUDA", "")
     if asked not in ("", "0", "1"):
         return f"DENDRITE_CUDA: expected 0 or 1, got {asked!r}"
@@ -157,26 +165,24 @@ def build_with_nvcc(target, archs):
         run(nvcc.path(), "-shared", *nvcc.FLAGS, *code, "-o", target, *objects)
 
 
-def native_modules():
-    try:
-        from pybind11.setup_helpers import Pybind11Extension
-    except ImportError:
-        print("warning: no pybind11: dendrite_kernels._cpu and ._cuda are not built", file=sys.stderr)
-        return []
+def why_nothing():
+    """Why no native module can be built, or None."""
     if not Path(sysconfig.get_paths()["include"], "Python.h").exists():
-        print("warning: no Python.h: dendrite_kernels._cpu and ._cuda are not built", file=sys.stderr)
-        return []
-    headers = [str(p) for folder in ("csrc", "csrc/core", "csrc/cpu") for p in sorted(Path(folder).glob("*.h"))]
-    return [
-        Pybind11Extension(
-            "dendrite_kernels._cpu",
-            [str(CPU / s) for s in SOURCES],
-            include_dirs=["csrc"],
-            depends=headers,
-            optional=True,
-        ),
-        Extension(CUDA_MODULE, [str(CUDA / s) for s in CUDA_SOURCES], optional=True),
-    ]
+        return "no Python.h was found"
+    return None if importlib.util.find_spec("pybind11") else "no pybind11 was found"
 
 
-setup(ext_modules=native_modules(), cmdclass={"build_ext": BuildNative})
+HEADERS = [str(p) for folder in ("csrc", "csrc/core", "csrc/cpu") for p in sorted(Path(folder).glob("*.h"))]
+MODULES = [
+    Extension(
+        "dendrite_kernels._cpu",
+        [str(CPU / s) for s in SOURCES],
+        include_dirs=["csrc"],
+        depends=HEADERS,
+        language="c++",
+        optional=True,
+    ),
+    Extension(CUDA_MODULE, [str(CUDA / s) for s in CUDA_SOURCES], optional=True),
+]
+
+setup(ext_modules=MODULES, cmdclass={"build_ext": BuildNative})

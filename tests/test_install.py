@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 from functools import partial
 from pathlib import Path
@@ -145,6 +146,29 @@ def test_without_cuda(tmp_path, environment, words):
     said = cuda_of(python)
     assert words in said and "imported" not in said
     assert has_native(python)
+
+
+WITHOUT_PYBIND11 = """
+import importlib.util, runpy, sys
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "pybind11" else find(name, *rest)
+sys.argv = ["setup.py", "build_ext", "--inplace"]
+runpy.run_path("setup.py", run_name="__main__")
+"""
+
+
+def test_without_pybind11_no_older_cuda_module_stays(tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".venv", ".git", "*.so", "build", "runs", ".data"))
+    package = source / "dendrite_kernels"
+    module = package / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
+    module.write_text("of an earlier build")
+    (package / "_cuda_build.txt").write_text("built for sm_90\n")
+    done = subprocess.run([sys.executable, "-c", WITHOUT_PYBIND11], capture_output=True, text=True, cwd=source)
+    assert done.returncode == 0, done.stderr
+    assert 'building extension "dendrite_kernels._cpu" failed: no pybind11 was found' in done.stdout + done.stderr
+    assert not module.exists()
+    assert (package / "_cuda_build.txt").read_text() == "not built: no pybind11 was found\n"
 
 
 def test_the_source_distribution_holds_every_kernel(tmp_path):
