@@ -81,10 +81,10 @@ class Board:
 
 def _land(job: Job, row: dict) -> None:
     """Adds a finished run's row, removes its state and says what came out."""
-    from .state import state_path
+    from .state import forget, state_path
 
     path = append_row(job.out, row)
-    state_path(job.out, job.config, job.seed).unlink(missing_ok=True)
+    forget(state_path(job.out, job.config, job.seed))
     value = published.percent(job.config.name)
     beside = f" (published: {value})" if as_configured(row) and value != "-" else ""
     found = f", {row['clusters']} clusters found" if "clusters" in row else ""

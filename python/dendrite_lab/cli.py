@@ -21,7 +21,7 @@ from .board import Board, console, errors, say_error
 from .config import EXPERIMENTS, LARGEST_SEED, Configuration, experiment
 from .errors import LabError, sentence_of
 from .jobs import Job, Landed, Step, attempt
-from .results import as_configured, finished_seeds, known_rows, one_a_run, read_rows
+from .results import as_configured, finished, known_rows, one_a_run, read_rows
 
 app = typer.Typer(
     help="Experiments with active dendrites networks on dendrite_kernels.",
@@ -148,23 +148,23 @@ def _unfinished(config: Configuration, seeds: range, out: Path, resume: bool, de
     """A job for each seed but those that --resume need not run again."""
     from .state import check_unstarted, state_path  # torch takes seconds to import: after what needs none of it
 
-    finished = _forgotten(config, seeds, out)
+    done = _forgotten(config, seeds, out)
     for seed in seeds:
-        if resume and seed in finished:
+        if resume and seed in done:
             console.print(f"{config.name}, seed {seed}: finished already")
         elif not resume:  # before the first of them is run
             check_unstarted(state_path(out, config, seed))
-    return [Job(config, seed, out, resume, device) for seed in seeds if not (resume and seed in finished)]
+    return [Job(config, seed, out, resume, device) for seed in seeds if not (resume and seed in done)]
 
 
 def _forgotten(config: Configuration, seeds: Iterable[int], out: Path) -> set[int]:
     """Those of the seeds that are finished; a state that a kill right after the row has left is removed."""
-    from .state import state_path
+    from .state import forget, state_path
 
-    finished = finished_seeds(out, config).intersection(seeds)
-    for seed in finished:
-        state_path(out, config, seed).unlink(missing_ok=True)
-    return finished
+    done = set(seeds).intersection(finished(out, config))
+    for seed in done:
+        forget(state_path(out, config, seed))
+    return done
 
 
 @app.command()
@@ -202,7 +202,9 @@ def sweep(
     out: Out = Path("runs"),
     data: Annotated[Path | None, typer.Option(help="Folder of the MNIST files; others are in $DENDRITE_DATA.")] = None,
 ) -> None:
-    """Runs what is missing of a plan, in its order, as far as the budget goes; the same command goes on later."""
+    """Runs what is missing of a plan, in its order, as far as the budget goes; the same command goes on later, or side
+    by side with itself: a run that another command has is passed over.
+    """
     limit = sweeps.seconds(budget)
     rows = known_rows(out)
     planned_runs = sweeps.read_plan(plan)
@@ -211,6 +213,7 @@ def sweep(
         _forgotten(EXPERIMENTS[name], [seed for one, seed in planned_runs if one == name], out)
 
     from .datasets import load
+    from .state import busy, state_path
     from .train import check_backend
 
     check_backend()
@@ -223,6 +226,12 @@ def sweep(
 
     def run_one(planned: sweeps.Run, deadline: float) -> dict | None:
         job = Job(EXPERIMENTS[planned[0]], planned[1], out, resume=True)
+        if row := finished(out, job.config).get(job.seed):
+            console.print(f"{job.name}: another command has finished it")
+            return row
+        if busy(state_path(out, job.config, job.seed)):
+            console.print(f"{job.name}: another command is running it")
+            return None
         with Board([job]) as board:
 
             def tell(step: Step) -> None:

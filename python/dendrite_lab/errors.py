@@ -11,6 +11,10 @@ class LabError(Exception):
     """A mistake in the input or the surroundings, with what to do about it."""
 
 
+class Busy(LabError):
+    """Another command has the run that this one would carry out."""
+
+
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Gives an OSError raised inside the path, where it has none: a failed write says why, but not of which file."""

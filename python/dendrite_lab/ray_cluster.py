@@ -51,8 +51,13 @@ class Cluster:
         self._going[self._task.remote(job, self._data, self.threads, self._steps)] = job
 
     def events(self) -> Iterator[Step | End]:
-        ended, _ = ray.wait(list(self._going), timeout=PATIENCE)
-        yield from self._steps.get_nowait_batch(self._steps.qsize())  # of the ended ones too
+        try:
+            ended, _ = ray.wait(list(self._going), timeout=PATIENCE)
+            yield from self._steps.get_nowait_batch(self._steps.qsize())  # of the ended ones too
+        except ray.exceptions.RayError as error:
+            raise LabError(
+                f"the Ray cluster is gone ({error}): --resume goes on with what its runs had saved"
+            ) from None
         for task in ended:
             job = self._going.pop(task)
             try:

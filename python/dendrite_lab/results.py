@@ -148,8 +148,8 @@ def _parsed(line: bytes) -> dict:
     return {**row, "config": kind.completed(row["config"])}
 
 
-def finished_seeds(folder: Path, config: Configuration) -> set[int]:
-    """The seeds that have a row of exactly this configuration."""
+def finished(folder: Path, config: Configuration) -> dict[int, dict]:
+    """By seed, the rows of exactly this configuration."""
     if not (folder / ROWS).is_file():
-        return set()
-    return {row["seed"] for row in read_rows(folder) if row["config"] == config.to_dict()}
+        return {}
+    return {row["seed"]: row for row in read_rows(folder) if row["config"] == config.to_dict()}

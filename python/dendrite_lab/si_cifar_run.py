@@ -14,8 +14,8 @@ from dendrite_kernels.optim import SynapticIntelligence
 from .cifar import CIFAR
 from .images import of_classes
 from .si_cifar import SICIFAR
-from .state import TaskState
-from .task_loop import Progress, Steps, accuracy, learn
+from .state import Progress, TaskState
+from .task_loop import Steps, accuracy, learn
 
 CHANNELS = (3, 32, 32, 64, 64)
 FLAT, HIDDEN = 64 * 6 * 6, 512  # 32 -> 30, 15 -> 13, 6: the second convolution of each pair is not padded

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -20,9 +19,7 @@ from .permuted import batches
 from .results import row_of
 from .si_experiment import IMAGE_PIXELS, SIExperiment
 from .si_tasks import Tasks, tasks_of
-from .state import Saver, TaskState, begun
-
-Progress = Callable[[int, int, str], None]
+from .state import Progress, Saver, TaskState, begun
 
 
 @dataclass

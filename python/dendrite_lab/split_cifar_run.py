@@ -14,8 +14,8 @@ from .cifar import CIFAR
 from .conv_networks import build_conv_net
 from .images import Augmentation, drawn_classes, normalised, of_classes
 from .split_cifar import SplitCIFAR
-from .state import TaskState
-from .task_loop import Progress, Steps, accuracy, learn
+from .state import Progress, TaskState
+from .task_loop import Steps, accuracy, learn
 from .train import train_step
 
 

@@ -14,10 +14,7 @@ from torch import Tensor, nn
 from .configuration import Configuration
 from .permuted import batches
 from .results import row_of
-from .state import Saver, TaskState, begun
-
-# Called with (steps done, steps in all, what is going on).
-Progress = Callable[[int, int, str], None]
+from .state import Progress, Saver, TaskState, begun
 
 
 class TaskRun(Protocol):

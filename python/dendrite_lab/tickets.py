@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -23,10 +22,9 @@ from .images import normalised
 from .noise import bright_pixels, pixel_order, pixels_of
 from .permuted import batches
 from .results import row_of
-from .state import Saved, begun
+from .state import Progress, Saved, begun
 from .tickets_experiment import BEST, Tickets
 
-Progress = Callable[[int, int, str], None]
 Images = tuple[Tensor, Tensor]  # normalised, [N, pixels]; labels [N]
 KINDS = ("winning", "random")
 

@@ -25,10 +25,7 @@ from .graphs import GraphedStep
 from .networks import build_model
 from .permuted import PermutedMNIST, batches
 from .results import row_of
-from .state import Saver, State, begun
-
-# Called with (steps done, steps in all, what is going on).
-Progress = Callable[[int, int, str], None]
+from .state import Progress, Saver, State, begun
 
 
 def train_step(

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -54,13 +55,13 @@ def test_the_same_seed_gives_the_same_numbers(config, mnist, tmp_path):
 
 
 def test_only_rows_of_the_same_configuration_are_finished(config, tmp_path):
-    assert results.finished_seeds(tmp_path, config) == set()
+    assert results.finished(tmp_path, config) == {}
     row = {"experiment": "prototype_10", "family": "prototype", "config": config.to_dict(), "accuracy": 0.9}
     row |= {"train_seconds": 1, "eval_seconds": 1}
     for seed in (0, 4):
         results.append_row(tmp_path, {**row, "seed": seed})
     results.append_row(tmp_path, {**row, "seed": 5, "config": EXPERIMENTS["prototype_10"].to_dict()})
-    assert results.finished_seeds(tmp_path, config) == {0, 4}
+    assert results.finished(tmp_path, config).keys() == {0, 4}
 
 
 @pytest.mark.parametrize("at", [20, 30, 47])
@@ -127,8 +128,47 @@ def test_a_state_left_beside_its_row_is_in_nobodys_way(main_run, config, tmp_pat
     assert main_run("--out", out)[0] == 0
     path = state.state_path(out, config, 0)
     path.write_bytes(b"a state")
-    assert main_run("--out", out, *more)[0] == 0 and not path.exists()
+    part = out / f"{path.name}.part1234"
+    part.write_bytes(b"half a st")
+    assert main_run("--out", out, *more)[0] == 0 and not path.exists() and not part.exists()
     assert len((out / results.ROWS).read_text().splitlines()) == (1 if more else 2)
+
+
+@pytest.mark.parametrize("more", [[], ["--resume"]])
+def test_a_run_that_another_command_has_is_left_to_it(main_run, config, tmp_path, more):
+    """Locks know no process: one that is held here keeps this one off too."""
+    out = tmp_path / "out"
+    path = state.state_path(out, config, 0)
+    with state.held(path):
+        assert state.busy(path) and not state.busy(state.state_path(out, config, 1))
+        status, _, err = main_run("--out", out, *more)
+        assert status == 1 and err.startswith(
+            "error: prototype_10, seed 0: another command is running it: wait for that"
+        )
+        assert not path.exists() and not (out / results.ROWS).exists()
+    assert not state.busy(path) and main_run("--out", out, *more)[0] == 0
+
+
+def test_the_state_of_a_run_that_is_made_again_stays(main_run, config, tmp_path):
+    out = tmp_path / "out"
+    assert main_run("--out", out)[0] == 0
+    path = state.state_path(out, config, 0)
+    with state.held(path):
+        path.write_bytes(b"of the one that has it")
+        assert "finished already" in main_run("--out", out, "--resume")[1] and path.exists()
+
+
+def test_a_killed_process_lets_go_of_its_run(config, tmp_path):
+    path = state.state_path(tmp_path, config, 0)
+    code = (
+        "import sys, pathlib, time; from dendrite_lab import state\n"
+        "with state.held(pathlib.Path(sys.argv[1])): print(flush=True), time.sleep(600)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"\n" and state.busy(path)
+    process.kill()
+    process.wait()
+    assert not state.busy(path)
 
 
 def test_a_damaged_state_is_refused(config, mnist, tmp_path):

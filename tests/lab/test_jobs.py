@@ -258,7 +258,7 @@ def test_a_command_that_is_ended_leaves_states_and_no_process(command, small, tm
         assert said == "stopped; the same command with --resume goes on after the last finished task\n"
         assert process.returncode == 130
     config = experiment("prototype_10", {**small, "epochs": "100000"})
-    assert sorted(out.iterdir()) == [state.state_path(out, config, seed) for seed in (0, 1)]
+    assert sorted(out.glob("[!.]*")) == [state.state_path(out, config, seed) for seed in (0, 1)]
 
 
 @needs_proc

@@ -1,7 +1,9 @@
 """The sweep: its plan's order, what it starts and what it leaves, with a clock and runs that are made up."""
 
+import contextlib
+
 import pytest
-from dendrite_lab import published, results, sweep
+from dendrite_lab import cli, published, results, state, sweep
 from dendrite_lab.config import EXPERIMENTS, experiment
 from dendrite_lab.errors import LabError
 
@@ -168,3 +170,25 @@ def test_a_run_that_fails_is_named_and_the_others_are_done(sweep_run, tmp_path, 
     assert status == 1 and "2 of 3 missing runs done, 1 left" in out
     assert err.startswith(f"error: prototype_5, seed 0: {bad} can't be read (")
     assert [r["experiment"] for r in results.read_rows(tmp_path / "out")] == ["prototype_2"] * 2 and bad.exists()
+
+
+def test_two_sweeps_of_one_folder_share_the_runs(sweep_run, tmp_path, monkeypatch, threads):
+    """While this one has its first run, the other has the second and has finished the third."""
+    threads(1)
+    out, two = tmp_path / "out", EXPERIMENTS["prototype_2"]
+    begin, attempt = contextlib.ExitStack(), cli.attempt
+
+    def meanwhile(job, *rest):
+        if job.config.name == "prototype_5":
+            begin.enter_context(state.held(state.state_path(out, two, 0)))
+            results.append_row(out, {**row("prototype_2", 1), "config": two.to_dict()})
+        return attempt(job, *rest)
+
+    monkeypatch.setattr(cli, "attempt", meanwhile)
+    with begin:
+        status, said, _ = sweep_run("10m")
+    assert status == 0 and "2 of 3 missing runs done, 1 left" in said
+    assert "prototype_2, seed 0: another command is running it" in said
+    assert "prototype_2, seed 1: another command has finished it" in said
+    done = sorted((r["experiment"], r["seed"]) for r in results.read_rows(out))
+    assert done == [("prototype_2", 1), ("prototype_5", 0)]
