@@ -269,6 +269,7 @@ def report(
     for table in (
         reports.table(rows),
         reports.clusters_table(rows),
+        reports.overlap_table(rows),
         reports.tickets_table(rows),
         reports.not_run(rows),
     ):

@@ -82,6 +82,20 @@ def clusters_table(rows: list[dict]) -> Table | None:
     return out
 
 
+def overlap_table(rows: list[dict]) -> Table | None:
+    """How far tasks use the same hidden units: sum(min) / sum(max) of their shares, its mean over pairs of tasks."""
+    found = [row for row in rows if "overlap_by_layer" in row and as_configured(row)]
+    if not found:
+        return None
+    layers = len(found[0]["overlap_by_layer"])
+    columns = ("experiment", "seeds", *(f"layer {number}" for number in range(1, layers + 1)))
+    out = Table(*columns, title="overlap of tasks' active units (1: the same)", padding=(0, 0), pad_edge=False)
+    for name, group in grouped(found, lambda row: row["experiment"]).items():
+        means = np.mean([row["overlap_by_layer"] for row in group], axis=0)
+        out.add_row(name, str(len(group)), *(f"{value:.3f}" for value in means))
+    return out
+
+
 def notes(rows: list[dict]) -> list[str]:
     """What a reader of some rows must know: that another data set stands in for the paper's."""
     return list(dict.fromkeys(f"{row['experiment']}: {row['note']}" for row in rows if "note" in row))

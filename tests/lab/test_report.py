@@ -99,6 +99,13 @@ def test_clusters_beside_the_published():
     assert report.clusters_table([row("prototype_10")]) is None
 
 
+def test_overlap_of_tasks_by_layer():
+    name = "hidden_activations_per_task"
+    table = report.overlap_table([row(name, s, overlap_by_layer=o) for s, o in ((0, [0.1, 0.3]), (1, [0.2, 0.5]))])
+    assert [column(table, i) for i in range(4)] == [[name], ["2"], ["0.150"], ["0.400"]]
+    assert report.overlap_table([row("prototype_10")]) is None
+
+
 def test_curves_average_the_runs_that_were_evaluated_there():
     rows = [{"accuracy_by_task": {"1": [0.9], "2": [0.8, 1.0]}}, {"accuracy_by_task": {"2": [0.4, 0.6], "10": [0.1]}}]
     assert figures.curve_of(rows, np.mean) == pytest.approx({1: 0.9, 2: 0.7, 10: 0.1})
