@@ -92,6 +92,21 @@ def compiles_once_for_all_batch_sizes(case):
     assert len(graphs) == 1
 
 
+def form(t):
+    return t.shape, t.dtype, t.stride()
+
+
+def runs_on_meta(case):
+    """Nothing is computed; shapes, dtypes and strides of results and gradients are those that they would have."""
+    f, args, leaves = set_up(case)
+    want = run(f, args, leaves)
+    f, args, leaves = set_up(case)
+    args = [t.detach().to("meta").requires_grad_(t.requires_grad) for t in args]
+    f = f.to("meta") if case.is_module else f
+    got = run(f, args, [t for t in args if t.requires_grad] + (list(f.parameters()) if case.is_module else []))
+    assert [form(t) for t in got] == [form(t) for t in want] and all(t.device.type == "meta" for t in got)
+
+
 class Flat(torch.nn.Module):
     """f as a module whose results are a tuple of tensors."""
 
@@ -336,6 +351,7 @@ COLUMNS = {
     "checkpoint": is_checkpointed,
     "autocast": follows_autocast,
     "opcheck": passes_opcheck,
+    "meta": runs_on_meta,
     "profiler": is_named_in_a_profile,
     "deterministic": is_deterministic,
     "jit.trace": is_traced_by_torch_jit,

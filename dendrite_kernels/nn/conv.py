@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,8 @@ class SparseConv2d(MaskedParameter, nn.Conv2d):
     """torch.nn.Conv2d with round((1 - sparsity) * fan_in) weights an output channel; the others are and stay zero.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as torch.nn.Conv2d.
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, device, dtype: as
+            torch.nn.Conv2d.
         sparsity: share of zero weights in each output channel, in [0, 1).
         input_density: expected share of nonzero inputs, for the initialisation.
 
@@ -43,12 +45,15 @@ class SparseConv2d(MaskedParameter, nn.Conv2d):
         *,
         sparsity: float = 0.0,
         input_density: float = 1.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         check_fraction("sparsity", sparsity, one=False)
         if not 0 < input_density <= 1:
             raise ValueError(f"input_density: expected a fraction in (0, 1], got {input_density}")
         self.sparsity, self.input_density = sparsity, input_density  # Conv2d's __init__ calls reset_parameters
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
+        self.to(device=device, dtype=dtype)  # drawn before: a seed means the same weights on any device
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -73,7 +78,7 @@ class DendriticConv2d(Dendritic, SparseConv2d):
     """A sparse convolution whose whole output channels are gated by their strongest segment, and k winners after it.
 
     Args:
-        in_channels to bias, sparsity, input_density: as SparseConv2d.
+        in_channels to bias, sparsity, input_density, device, dtype: as SparseConv2d.
         num_segments, dim_context: S and C, of each output channel.
         dendrite, relu, segment_sparsity, segment_bias, context_density: as DendriticLinear.
         kwinners: the KWinners2d that ends the layer, or None.
@@ -109,8 +114,10 @@ class DendriticConv2d(Dendritic, SparseConv2d):
         segment_sparsity: float = 0.0,
         segment_bias: bool = False,
         context_density: float = 1.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
-        options = {"sparsity": sparsity, "input_density": input_density}
+        options: dict[str, Any] = {"sparsity": sparsity, "input_density": input_density}
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, **options)
         self._set_dendrites(
             out_channels,
@@ -123,6 +130,7 @@ class DendriticConv2d(Dendritic, SparseConv2d):
             context_density=context_density,
             bias=segment_bias,
         )
+        self.to(device=device, dtype=dtype)
 
     def forward_gated(self, x: Tensor, gate: Tensor | None, context_index: Tensor | None = None) -> Tensor:
         """The layer with gates that are known, as `gate(contexts)` gave them: for many batches on frozen segments."""

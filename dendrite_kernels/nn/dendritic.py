@@ -31,7 +31,7 @@ class DendriteSegments(MaskedParameter):
     Args:
         units, segments, dim_context: O, S and C. sparsity: share of zero weights in each segment, in [0, 1).
         context_density: expected share of nonzero context entries, for the initialisation
-            U(+-1/sqrt(context_density * segment_density * C)). bias: starts at zero.
+            U(+-1/sqrt(context_density * segment_density * C)). bias: starts at zero. device, dtype: as torch.nn.Linear.
 
     Source: Grewal et al. 2021, eq. 2.
     """
@@ -48,6 +48,8 @@ class DendriteSegments(MaskedParameter):
         sparsity: float = 0.0,
         context_density: float = 1.0,
         bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__()
         check_fraction("sparsity", sparsity, one=False)
@@ -60,6 +62,7 @@ class DendriteSegments(MaskedParameter):
         self.biases = nn.Parameter(torch.empty(units, segments)) if bias else None
         self.register_buffer("weight_mask", None)
         self.reset_parameters()
+        self.to(device=device, dtype=dtype)  # drawn before: a seed means the same weights on any device
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -150,7 +153,7 @@ class DendriticLinear(Dendritic, SparseLinear):
     """A sparse linear layer whose units are gated by their strongest segment, and k-winner-take-all after it.
 
     Args:
-        in_features, out_features, bias, sparsity, input_density, input_major: as SparseLinear.
+        in_features, out_features, bias, sparsity, input_density, input_major, device, dtype: as SparseLinear.
         num_segments, dim_context: S and C.
         dendrite: "abs_max_gate" (the papers'), "max_gate", "bias" (y + max_s u_s.c) or "none".
         kwinners: the KWinners that ends the layer (its options are fused into the kernel), or None.
@@ -184,6 +187,8 @@ class DendriticLinear(Dendritic, SparseLinear):
         segment_sparsity: float = 0.0,
         segment_bias: bool = False,
         context_density: float = 1.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         options: dict[str, Any] = {"sparsity": sparsity, "input_density": input_density, "input_major": input_major}
         super().__init__(in_features, out_features, bias, **options)
@@ -198,6 +203,7 @@ class DendriticLinear(Dendritic, SparseLinear):
             context_density=context_density,
             bias=segment_bias,
         )
+        self.to(device=device, dtype=dtype)
 
     def forward(  # type: ignore[override]  # KSparse, where a SparseLinear has no winners to keep
         self, x: Tensor | KSparse, context: Tensor | None = None, context_index: Tensor | None = None

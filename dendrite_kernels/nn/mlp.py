@@ -23,7 +23,7 @@ class DendriticMLP(Versioned):
         weight_sparsity: of every layer, the output's too. context_density, segment_sparsity: as DendriteSegments.
         percent_on: share of winners in each hidden layer; None for ReLU instead of k winners.
         dendrite: as DendriticLinear.
-        boost_strength, duty_cycle_period, k_inference_factor, ties: as KWinners.
+        boost_strength, duty_cycle_period, k_inference_factor, ties: as KWinners. device, dtype: as torch.nn.Linear.
 
     forward(x [B, I], context [G, C], context_index [B]?) -> logits [B, output_size]. Activations stay k-sparse between
     layers (with ties="keep" they are dense).
@@ -54,6 +54,8 @@ class DendriticMLP(Versioned):
         duty_cycle_period: int = 1000,
         k_inference_factor: float = 1.0,
         ties: str = "lowest",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__()
         self.layers = nn.ModuleList()
@@ -91,6 +93,7 @@ class DendriticMLP(Versioned):
         self.output = SparseLinear(
             width, output_size, sparsity=weight_sparsity, input_density=input_density, input_major=sparse_input
         )
+        self.to(device=device, dtype=dtype)
 
     def extra_repr(self) -> str:
         widths = [m.in_features for m in (*self.layers, self.output)] + [self.output.out_features]

@@ -15,13 +15,15 @@ class SparseLinear(MaskedParameter):
     """y = x W^T + b with round((1 - sparsity) * in_features) weights a unit; the others are and stay zero.
 
     Args:
-        in_features, out_features, bias: as torch.nn.Linear.
+        in_features, out_features, bias, device, dtype: as torch.nn.Linear.
         sparsity: share of zero weights in each row, in [0, 1).
         input_density: expected share of nonzero inputs, for the initialisation.
         input_major: store the weight by input, which a k-sparse x reads fastest (its shape stays [O, I]).
 
     The weight starts as U(+-1/sqrt(input_density * weight_density * in_features)), the bias as torch.nn.Linear's.
     Call `dendrite_kernels.sparsity.rezero_weights(model)` after each optimizer step.
+
+    forward(x [..., I], or a KSparse [B, I]) -> y [..., O].
 
     Equivalent to: torch.nn.functional.linear(x, weight * weight_mask, bias)
 
@@ -37,6 +39,8 @@ class SparseLinear(MaskedParameter):
         sparsity: float = 0.0,
         input_density: float = 1.0,
         input_major: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__()
         check_fraction("sparsity", sparsity, one=False)
@@ -48,8 +52,9 @@ class SparseLinear(MaskedParameter):
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
         self.register_buffer("weight_mask", None)
         self.reset_parameters()
+        self.to(device=device, dtype=dtype)  # drawn before: a seed means the same weights on any device
 
-    def _empty(self, dtype: torch.dtype = torch.float32) -> Tensor:
+    def _empty(self, dtype: torch.dtype | None = None) -> Tensor:
         if self.input_major:
             return torch.empty(self.in_features, self.out_features, dtype=dtype).T
         return torch.empty(self.out_features, self.in_features, dtype=dtype)

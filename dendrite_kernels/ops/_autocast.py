@@ -17,7 +17,8 @@ _KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
 
 def casts(t: Tensor, dtype: torch.dtype) -> bool:
     """Whether autocast is on and settles how t and another tensor of this dtype go together."""
-    return t.dtype in CASTABLE and dtype in CASTABLE and torch.is_autocast_enabled(t.device.type)
+    on = t.device.type in _KEYS and torch.is_autocast_enabled(t.device.type)  # torch knows no autocast for meta
+    return on and t.dtype in CASTABLE and dtype in CASTABLE
 
 
 def register(library, name: str, op, rule: str | Callable) -> None:

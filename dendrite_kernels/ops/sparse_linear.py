@@ -15,13 +15,13 @@ def sparse_linear(x: Tensor | KSparse, weight: Tensor, bias: Tensor | None = Non
     """y = x W^T + bias; a k-sparse x reads only the columns of W that its entries name.
 
     Args:
-        x: [B, I], dense or KSparse.
+        x: [..., I], or KSparse [B, I].
         weight: [O, I], of x's dtype. Masked entries are zeros in it. Any strides; with a k-sparse x, the transpose of
             a contiguous [I, O] is read fastest.
         bias: [O] or None.
 
     Returns:
-        y [B, O], of x's dtype. Under torch.autocast, as torch.nn.functional.linear: all are cast to autocast's dtype.
+        y [..., O], of x's dtype. Under torch.autocast, as torch.nn.functional.linear: all are cast to autocast's dtype.
 
     Raises:
         TypeError, ValueError: a dtype, device or shape is not as above. IndexError: an index of x outside [0, I).
@@ -30,9 +30,11 @@ def sparse_linear(x: Tensor | KSparse, weight: Tensor, bias: Tensor | None = Non
 
     Source: Ahmad & Scheinkman 2019, section 3.
     """
-    check_weight(x, weight, bias)
     if isinstance(x, KSparse):
+        check_weight(x, weight, bias)
         return sparse_product(x.values, x.indices, weight, bias)
+    rows = x.reshape(-1, x.shape[-1]) if isinstance(x, Tensor) and x.dim() not in (0, 2) else x
+    check_weight(rows, weight, bias)
     return torch.nn.functional.linear(x, weight, bias)
 
 
