@@ -107,21 +107,29 @@ def _allocate(y, gate, bias, context_index, k, combine, boost, relu, ties):
     return y.new_empty(y.shape), y.new_empty(y.shape, dtype=torch.bool)
 
 
+def save_kept(ctx, kept, combine, y, gate, *others):
+    """Keeps what the gradients of a dense result read: y only where a gate multiplied it and wants its own."""
+    ctx.mark_non_differentiable(kept)
+    multiplied = combine == "mul" and gate is not None and gate.requires_grad
+    ctx.save_for_backward(kept, y if multiplied else None, gate, *others)
+    ctx.combine = combine
+
+
+def kept_gradients(ctx, op, grad_z):
+    """What op makes of what save_kept has kept; None for what needs no gradient (ctx.needs)."""
+    kept, y, *rest = ctx.saved_tensors
+    like = grad_z if y is None else y  # a tensor of its shape and dtype
+    return given(ctx.needs, op(grad_z, kept, like, *rest, ctx.combine, ctx.needs))
+
+
 def _save(ctx, args, outputs):
     y, gate, bias, context_index, _k, combine, *_ = args
-    _z, kept = outputs
-    ctx.mark_non_differentiable(kept)
-    multiplied = combine == "mul" and gate is not None and gate.requires_grad  # whose gradient alone reads y
-    ctx.save_for_backward(kept, y if multiplied else None, gate, bias, context_index)
-    ctx.combine = combine
+    save_kept(ctx, outputs[1], combine, y, gate, bias, context_index)
     ctx.needs = [t is not None and t.requires_grad for t in (y, gate, bias)]
 
 
 def _backward(ctx, grad_z, _grad_kept):
-    kept, y, *rest = ctx.saved_tensors
-    like = grad_z if y is None else y  # a tensor of its shape and dtype
-    grads = _gated_kwinners_backward(grad_z, kept, like, *rest, ctx.combine, ctx.needs)
-    return (*given(ctx.needs, grads), *[None] * 6)
+    return (*kept_gradients(ctx, _gated_kwinners_backward, grad_z), *[None] * 6)
 
 
 def _allocate_backward(grad_z, kept, y, gate, bias, context_index, combine, needs):

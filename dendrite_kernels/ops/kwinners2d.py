@@ -7,6 +7,7 @@ from torch import Tensor
 
 from . import _checks as check
 from ._register import define, given, wanted
+from .kwinners import kept_gradients, save_kept
 
 
 def kwinners2d(
@@ -64,19 +65,12 @@ def _allocate(y, *_):
 
 def _save(ctx, args, outputs):
     y, gate, context_index, _k, _local, combine, *_ = args
-    _z, kept = outputs
-    ctx.mark_non_differentiable(kept)
-    multiplied = combine == "mul" and gate is not None and gate.requires_grad  # whose gradient alone reads y
-    ctx.save_for_backward(kept, y if multiplied else None, gate, context_index)
-    ctx.combine = combine
+    save_kept(ctx, outputs[1], combine, y, gate, context_index)
     ctx.needs = [t is not None and t.requires_grad for t in (y, gate)]
 
 
 def _backward(ctx, grad_z, _grad_kept):
-    kept, y, *rest = ctx.saved_tensors
-    like = grad_z if y is None else y  # a tensor of its shape and dtype
-    grads = _kwinners2d_backward(grad_z, kept, like, *rest, ctx.combine, ctx.needs)
-    return (*given(ctx.needs, grads), *[None] * 7)
+    return (*kept_gradients(ctx, _kwinners2d_backward, grad_z), *[None] * 7)
 
 
 _kwinners2d_backward = define(
