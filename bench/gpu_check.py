@@ -217,7 +217,9 @@ def main() -> None:
     for sentence in [*shortfalls(done), *said]:
         print(sentence)
     if left := [row["stage"] for row in done if row.get("why") == NO_TIME]:
-        print(f"the rest: {shlex.join([*sys.argv[:1], '--out', f'{args.out}-rest', '--stages', *left])}")
+        words = [sys.executable, sys.argv[0], "--out", f"{args.out}-rest", "--minutes", f"{args.minutes:g}"]
+        words += ["--data", str(args.data)] if args.data else []
+        print(f"the rest: {shlex.join([*words, '--stages', *left])}")
     sys.exit(0 if passed else 1)
 
 

@@ -182,16 +182,17 @@ def outers(device, batch, sparse_x):
 
 
 def steps(device, batch, sparse_x):
-    """dW and Adam's step, from the factors; ours in one pass where the backend has it. A rival a weight."""
+    """dW and Adam's step, a weight a rival: ours from the factors in one pass, else the product as backward makes it."""
     units, columns = 2048, 2048 if sparse_x else INPUTS
     dy, x = (dk.kwinners(torch.randn(batch, n, device=device), n // 20) for n in (units, columns))
     rows = [dk.gated_kwinners_sparse(t, None, None, None, t.shape[1] // 20) for t in (dy, x)]
-    factor = OuterFactor(rows[0], rows[1] if sparse_x else x, by_input=False)
+    factor = OuterFactor(rows[1], rows[0], by_input=True) if sparse_x else OuterFactor(rows[0], x, by_input=False)
     begin = torch.randn(units, columns, device=device)
+    begin = begin.T.contiguous().T if sparse_x else begin  # as such a layer has it
 
     def one(make, gradient):
         layer = torch.nn.Linear(columns, units, bias=False, device=device)
-        layer.weight.data.copy_(begin)
+        layer.weight = torch.nn.Parameter(begin.clone())
         optimizer = make(layer)
 
         def step():
@@ -201,8 +202,18 @@ def steps(device, batch, sparse_x):
 
         return step
 
+    def gradient(p):
+        module = backend.choose(p.device)
+        if hasattr(module, "adam_outer"):
+            return FactoredGrad(p, [factor])
+        grad, values = torch.empty_like(p), rows[0].values
+        saved = (values, values, rows[0].indices, values, rows[1].values if sparse_x else x)  # k winners' own gradient
+        more = (rows[1].indices if sparse_x else None, p.detach(), None, None, "mul", False)
+        module.linear_kwinners_backward((None, grad, None, None, torch.empty_like(values)), *saved, *more)
+        return grad
+
     def ours():
-        return one(lambda layer: dk.optim.Adam(layer), lambda p: FactoredGrad(p, [factor]))
+        return one(dk.optim.Adam, gradient)
 
     def fused(layer):
         return torch.optim.Adam(layer.parameters(), fused=True, capturable=device == "cuda")
@@ -210,8 +221,11 @@ def steps(device, batch, sparse_x):
     def check(out):  # Adam divides by the gradient's own size: its rounding shows as a share of the step
         assert float((out.double() - want).abs().max()) < 0.02 * 1e-3
 
-    want = one(lambda layer: torch.optim.Adam(layer.double().parameters()), lambda p: dy.double().T @ x.double())()
-    rivals = {"ours": ours(), **by_cuda(ours()), "cuBLAS + fused Adam": one(fused, lambda p: dy.T @ x)}
+    def product(dtype=torch.float32):  # laid out as the weight, which the fused Adam takes for granted
+        return (x.to(dtype).T @ dy.to(dtype)).T if sparse_x else dy.to(dtype).T @ x.to(dtype)
+
+    want = one(lambda layer: torch.optim.Adam(layer.double().parameters()), lambda p: product(torch.float64))()
+    rivals = {"ours": ours(), **by_cuda(ours()), "cuBLAS + fused Adam": one(fused, lambda p: product())}
     terms = units // 20 * (columns // 20 if sparse_x else columns)
     cost = {"bytes": 6 * 4 * begin.numel(), "flops": 2 * batch * terms}
     name = f"dW and Adam, B = {batch}, {'k-sparse' if sparse_x else 'dense'} x, {units} x {columns}"

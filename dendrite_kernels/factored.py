@@ -45,8 +45,23 @@ def wanted(parameter: Tensor) -> bool:
     return claimed is not None and claimed[1] == parameter.device and claimed[0]() is not None
 
 
+class _Factor:
+    """What remembers in which version its tensors were: they are the user's own (x, the context), not copies."""
+
+    def __post_init__(self):
+        object.__setattr__(self, "_versions", self._now())
+
+    def _now(self) -> list[int | None]:
+        return [None if t.is_inference() else t._version for t in self._tensors()]
+
+    def check_unwritten(self) -> None:
+        """Raises RuntimeError where one was written to: the gradient that it stood for is gone."""
+        if self._versions != self._now():
+            raise RuntimeError(_REWRITTEN)
+
+
 @dataclass(frozen=True)
-class OuterFactor:
+class OuterFactor(_Factor):
     """The gradient of a weight [O, I]: sparse^T dense (by_input: its transpose).
 
     sparse: KSparse, over the units whose rows of the weight move. other: a tensor [B, n] or KSparse, the other side.
@@ -57,6 +72,10 @@ class OuterFactor:
     other: Tensor | KSparse
     by_input: bool
     sums: Tensor | None = None
+
+    def _tensors(self) -> list[Tensor]:
+        others = self.other[:2] if isinstance(self.other, KSparse) else [self.other]
+        return [self.sparse.values, self.sparse.indices, *others]
 
     def by_row(self, t: Tensor | None) -> Tensor | None:
         """What is laid out as the weight, with the rows that `sparse` names."""
@@ -88,12 +107,15 @@ def _cat(a: KSparse, b: KSparse) -> KSparse:
 
 
 @dataclass(frozen=True)
-class SegmentFactor:
+class SegmentFactor(_Factor):
     """The gradient of segments [O, S, C]: grad [G, O] of the winning activations, winner [G, O], context [G, C]."""
 
     grad: Tensor
     winner: Tensor
     context: Tensor
+
+    def _tensors(self) -> list[Tensor]:
+        return [self.grad, self.winner, self.context]
 
     def to_dense(self, like: Tensor) -> Tensor:
         out = torch.empty_like(like, memory_format=torch.contiguous_format)
@@ -136,13 +158,19 @@ class FactoredGrad(torch.Tensor):
 
     def to_dense(self) -> Tensor:
         """The gradient as an ordinary tensor, laid out as the parameter."""
+        for factor in self.factors:
+            factor.check_unwritten()
         first, *others = [factor.to_dense(self.like) for factor in self.factors] or [torch.zeros_like(self.like)]
         for other in others:
             first += other
+        if first.stride() != self.like.stride():  # a kernel's own layout
+            first = torch.empty_like(self.like).copy_(first)
         return first if self.dense is None else first + self.dense
 
     def one_factor(self) -> OuterFactor | SegmentFactor | None:
         """The single factor that stands for all of them, or None where there is a dense part or they do not join."""
+        for factor in self.factors:
+            factor.check_unwritten()
         if self.dense is not None or not self.factors:
             return None
         first, *rest = self.factors
@@ -180,6 +208,10 @@ class FactoredGrad(torch.Tensor):
         raise RuntimeError(_REFUSAL.format("pickle"))
 
 
+_REWRITTEN = (
+    "a tensor of the forward pass (x, activations or a context) was written to between backward and step, while a "
+    "gradient for dendrite_kernels.optim.Adam still reads it: step first, or give each pass a tensor of its own"
+)
 _REFUSAL = (
     "{} needs a dense gradient, and this parameter's is kept as factors for dendrite_kernels.optim.Adam. "
     "Call zero_grad() first, or read grad.to_dense(); for another optimizer, gradient clipping or GradScaler, drop "

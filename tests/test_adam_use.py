@@ -65,6 +65,23 @@ def test_two_batches_of_other_sizes_before_a_step(pair):
         step_both(pair, twice)
 
 
+@pytest.mark.parametrize("which", ["x", "context"])
+def test_what_is_written_over_before_the_step_is_refused(which):
+    """Its gradient reads it still; torch's dense one is made by then."""
+    model, batch = make_model(), list(some_batch("one", torch.float64))
+    optimizer, place = dk.optim.Adam(model, LR), {"x": 0, "context": 2}[which]
+    backward(model, batch)
+    batch[place].mul_(2)
+    with pytest.raises(RuntimeError, match="was written to between backward and step"):
+        optimizer.step()
+    with pytest.raises(RuntimeError, match="was written to between backward and step"):
+        [p.grad.to_dense() for p in model.parameters() if isinstance(p.grad, FactoredGrad)]
+    backward(model, batch)  # beside what is gone
+    with pytest.raises(RuntimeError, match="was written to between backward and step"):
+        optimizer.step()
+    one_step(model, optimizer, batch)
+
+
 def test_a_graph_kept_and_used_twice(pair):
     def twice(model):
         x, labels, context, _ = some_batch("one", torch.float64)

@@ -83,6 +83,21 @@ def test_steps_with_synapses(emulated, sparse_other, counts_penalty):
         torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
 
 
+def test_no_winners_at_all(emulated):
+    """Five units of which 5 % win, none: their gradient is zero, and the next layer's too."""
+    ours, plain = (DendriticMLP(30, (60, 5), 4, 3, 20, percent_on=0.05).double() for _ in range(2))
+    plain.load_state_dict(ours.state_dict())
+    mine, theirs = dk.optim.Adam(ours, LR), torch.optim.Adam(plain.parameters(), LR)
+    for batch in batches(torch.float64, 2):
+        backward(ours, mine, *batch)
+        backward(plain, theirs, *batch)
+        mine.step()
+        theirs.step()
+        rezero_weights(plain)
+    for p, q in zip(ours.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-10)
+
+
 def test_what_it_does_not_take(emulated, called):
     """Nothing is touched then."""
     rule, (sparse, other) = rule_of(1), factors(3, 40, 8, torch.float32, False)
@@ -92,6 +107,7 @@ def test_what_it_does_not_take(emulated, called):
     before = p.clone()
     assert not products.adam_outer(p, sparse, other, wide, v, None, *rule)
     assert not products.adam_outer(p, sparse, other, m, v, keep, *rule)
+    assert not products.adam_outer(p, sparse, other, m, v, torch.ones(40, 8), *rule)  # a mask of floats
     assert not products.adam_outer(p, many, other, m, v, None, *rule)
     strided = torch.randn(8, 40).T
     assert not products.adam_outer(strided, sparse, other, strided * 0, strided * 0, None, *rule)

@@ -149,6 +149,12 @@ def test_outer(ordered, called, batch, rows, columns, dtype):
     assert called == ["outer", "outer"]
 
 
+def test_gradients_without_entries(emulated):
+    x, weight = ksparse_rows(3, 40, 4, torch.float32), torch.randn(9, 40, requires_grad=True)
+    dk.linear_kwinners(x, weight, None, None, None, 0).values.sum().backward()
+    assert torch.equal(weight.grad, torch.zeros(9, 40))
+
+
 def test_what_outer_leaves_to_triton(emulated, called):
     dense, sparse = torch.randn(3, 8), ksparse_rows(3, 40, 3, torch.float32)
     cases = [

@@ -1,4 +1,4 @@
-// A step of Adam on an entry of a weight whose gradient has just been summed, as backends/triton/adam.py's `dense` makes it.
+// A step of Adam on entries of a weight whose gradient has just been summed, as backends/triton/adam.py's `dense` makes it.
 #pragma once
 #include "cuda/kernels.h"
 
@@ -7,31 +7,56 @@ namespace dk {
 __device__ __forceinline__ float root_of(float a) { return sqrtf(a); }
 __device__ __forceinline__ double root_of(double a) { return sqrt(a); }
 
-template <class T> class AdamEntry {
+template <class T> class Stepped {
  public:
-  __device__ __forceinline__ explicit AdamEntry(const AdamStep<T>& how)
-      : how_(how), rate_(how.rule[0]), root_(how.rule[1]), rest1_(1 - how.hyper[1]), rest2_(1 - how.hyper[2]),
-        eps_(how.hyper[3]), strength_(how.strength) {}
+  __device__ __forceinline__ explicit Stepped(const AdamStep<T>& how)
+      : how_(how), rate_(how.rule[0]), inverse_root_(1 / how.rule[1]), rest1_(1 - how.hyper[1]),
+        rest2_(1 - how.hyper[2]), eps_(how.hyper[3]), strength_(how.strength) {}
 
-  __device__ __forceinline__ void operator()(int64_t at, T grad) const {
-    const T old = how_.p[at];
-    T seen = grad;
-    if (how_.omega) {
-      grad += strength_ * how_.importance[at] * (old - how_.reference[at]);
-      if (how_.counts_penalty) seen = grad;
+  // N entries 32 apart, those that lie before `left`. All are read before one is written: a warp then waits once, not N
+  // times, as the compiler can't know that the weights are not the moments.
+  template <int N> __device__ __forceinline__ void operator()(int64_t at, int left, const T* sums) const {
+    T p[N], m[N], v[N], grad[N], importance[N], reference[N], omega[N];
+    bool keep[N];
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+      const bool there = 32 * i < left;
+      p[i] = there ? how_.p[at + 32 * i] : T(0);
+      m[i] = there ? how_.m[at + 32 * i] : T(0);
+      v[i] = there ? how_.v[at + 32 * i] : T(0);
+      keep[i] = !how_.keep || (there && how_.keep[at + 32 * i]);
+      grad[i] = sums[i];
     }
-    T first = how_.m[at], second = how_.v[at];
-    first += (grad - first) * rest1_;
-    second += (grad * grad - second) * rest2_;
-    T moved = old - rate_ * first / (root_of(second) / root_ + eps_);
-    if (how_.keep && !how_.keep[at]) moved = first = second = 0;
-    if (how_.omega) how_.omega[at] -= seen * (moved - old);
-    how_.p[at] = moved, how_.m[at] = first, how_.v[at] = second;
+    if (how_.omega) {
+#pragma unroll
+      for (int i = 0; i < N; i++) {
+        const bool there = 32 * i < left;
+        importance[i] = there ? how_.importance[at + 32 * i] : T(0);
+        reference[i] = there ? how_.reference[at + 32 * i] : T(0);
+        omega[i] = there ? how_.omega[at + 32 * i] : T(0);
+        grad[i] += strength_ * importance[i] * (p[i] - reference[i]);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+      m[i] += (grad[i] - m[i]) * rest1_;
+      v[i] += (grad[i] * grad[i] - v[i]) * rest2_;
+      T moved = p[i] - rate_ * m[i] / (root_of(v[i]) * inverse_root_ + eps_);
+      if (!keep[i]) moved = m[i] = v[i] = 0;
+      if (how_.omega) omega[i] -= (how_.counts_penalty ? grad[i] : sums[i]) * (moved - p[i]);
+      p[i] = moved;
+    }
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+      if (32 * i >= left) continue;
+      how_.p[at + 32 * i] = p[i], how_.m[at + 32 * i] = m[i], how_.v[at + 32 * i] = v[i];
+      if (how_.omega) how_.omega[at + 32 * i] = omega[i];
+    }
   }
 
  private:
   const AdamStep<T>& how_;
-  T rate_, root_, rest1_, rest2_, eps_, strength_;
+  T rate_, inverse_root_, rest1_, rest2_, eps_, strength_;
 };
 
 }  // namespace dk

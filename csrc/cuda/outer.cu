@@ -9,7 +9,7 @@
 namespace dk {
 namespace {
 
-constexpr int most_warps = 4;
+constexpr int most_warps = 4, at_once = 4;
 template <class T> constexpr int columns_a_lane = sizeof(T) == 8 ? 16 : 32;  // more would spill
 
 // The first of `count` ascending numbers that is not below `least`.
@@ -45,8 +45,23 @@ template <class T, class F> __device__ __forceinline__ void for_each_entry(const
   }
 }
 
-// Dense others: calls done(entry, sum) for a tile of the warp's row, summed in registers.
-template <class T, class Done> __device__ __forceinline__ void dense_row(const Outer<T>& p, int row, const Done& done) {
+// What becomes of sums: they are written, N that lie 32 apart at once; or Stepped.
+template <class T> class Written {
+ public:
+  __device__ __forceinline__ explicit Written(T* out) : out_(out) {}
+  template <int N> __device__ __forceinline__ void operator()(int64_t at, int left, const Wide<T>* sums) const {
+#pragma unroll
+    for (int i = 0; i < N; i++)
+      if (32 * i < left) out_[at + 32 * i] = narrow<T>(sums[i]);
+  }
+
+ private:
+  T* out_;
+};
+
+// Dense others: a tile of the warp's row, summed in registers.
+template <class Done, class T, class How>
+__device__ __forceinline__ void dense_row(const Outer<T>& p, int row, const How& how) {
   using X = Wide<T>;
   constexpr int N = columns_a_lane<T>;
   const int begin = blockIdx.y * 32 * N + DeviceWarp::lane();
@@ -57,17 +72,18 @@ template <class T, class Done> __device__ __forceinline__ void dense_row(const O
     for (int c = 0; c < N; c++)
       if (begin + 32 * c < p.n) sums[c] = fma(value, widen(other[begin + 32 * c]), sums[c]);
   });
+  const Done done(how);  // not before: what it holds is not needed while the sums are made
 #pragma unroll
-  for (int c = 0; c < N; c++)
-    if (begin + 32 * c < p.n) done((int64_t)row * p.n + begin + 32 * c, sums[c]);
+  for (int c = 0; c < N; c += at_once)
+    done.template operator()<at_once>((int64_t)row * p.n + begin + 32 * c, p.n - begin - 32 * c, sums + c);
 }
 
 // k-sparse others, whose indices differ within a sample: the whole row in shared memory, a warp a row. A sample's columns
 // go to different lanes, and __syncwarp orders one sample's before the next's, which other lanes may have.
-template <class T, class Done>
-__device__ __forceinline__ void sparse_row(const Outer<T>& p, int row, Wide<T>* memory, const Done& done) {
+template <class Done, class T, class How>
+__device__ __forceinline__ void sparse_row(const Outer<T>& p, int row, void* memory, const How& how) {
   using X = Wide<T>;
-  X* const sums = memory + (int64_t)(threadIdx.x / 32) * p.n;
+  X* const sums = (X*)memory + (int64_t)(threadIdx.x / 32) * p.n;
   for (int c = DeviceWarp::lane(); c < p.n; c += 32) sums[c] = 0;
   __syncwarp();
   for_each_entry(p, row, [&](int sample, X value) {
@@ -78,36 +94,33 @@ __device__ __forceinline__ void sparse_row(const Outer<T>& p, int row, Wide<T>* 
     }
     __syncwarp();
   });
-  for (int c = DeviceWarp::lane(); c < p.n; c += 32) done((int64_t)row * p.n + c, sums[c]);
+  const Done done(how);
+  for (int c = DeviceWarp::lane(); c < p.n; c += 32 * at_once) {
+    X some[at_once];
+#pragma unroll
+    for (int i = 0; i < at_once; i++) some[i] = c + 32 * i < p.n ? sums[c + 32 * i] : X(0);
+    done.template operator()<at_once>((int64_t)row * p.n + c, p.n - c, some);
+  }
 }
-
-template <class T> class Written {
- public:
-  __device__ __forceinline__ explicit Written(T* out) : out_(out) {}
-  __device__ __forceinline__ void operator()(int64_t at, Wide<T> sum) const { out_[at] = narrow<T>(sum); }
-
- private:
-  T* out_;
-};
 
 __device__ __forceinline__ int row_of_warp() { return blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32; }
 
 template <class T> __global__ void __launch_bounds__(32 * most_warps) outer_dense(const __grid_constant__ Outer<T> p) {
   const int row = row_of_warp();
-  if (row < p.rows) dense_row(p, row, Written<T>(p.out));  // whole warps
+  if (row < p.rows) dense_row<Written<T>>(p, row, p.out);  // whole warps
 }
 
 template <class T> __global__ void __launch_bounds__(32 * most_warps) outer_sparse(const __grid_constant__ Outer<T> p) {
   DK_SHARED_MEMORY(memory);
   const int row = row_of_warp();
-  if (row < p.rows) sparse_row(p, row, (Wide<T>*)memory, Written<T>(p.out));
+  if (row < p.rows) sparse_row<Written<T>>(p, row, memory, p.out);
 }
 
 template <class T>
 __global__ void __launch_bounds__(32 * most_warps)
     adam_outer_dense(const __grid_constant__ Outer<T> p, const __grid_constant__ AdamStep<T> step) {
   const int row = row_of_warp();
-  if (row < p.rows) dense_row(p, row, AdamEntry<T>(step));
+  if (row < p.rows) dense_row<Stepped<T>>(p, row, step);
 }
 
 template <class T>
@@ -115,7 +128,7 @@ __global__ void __launch_bounds__(32 * most_warps)
     adam_outer_sparse(const __grid_constant__ Outer<T> p, const __grid_constant__ AdamStep<T> step) {
   DK_SHARED_MEMORY(memory);
   const int row = row_of_warp();
-  if (row < p.rows) sparse_row(p, row, (T*)memory, AdamEntry<T>(step));
+  if (row < p.rows) sparse_row<Stepped<T>>(p, row, memory, step);
 }
 
 // Blocks of `warps` rows; where the others are dense, of their columns tile by tile.

@@ -153,11 +153,11 @@ class Adam(torch.optim.Optimizer):
         for group in self.param_groups:
             moving = [p for p in group["params"] if p.grad is not None]
             # asked once a device, not a parameter: a choice costs as much as a small kernel
-            counting = {d for d in {p.device for p in moving} if backend.choose(d).counts_on_device}
-            self._count_step(moving, group, counting)
+            modules = {device: backend.choose(device) for device in {p.device for p in moving}}
+            self._count_step(moving, group, modules)
             factors = (p for p in moving if isinstance(p.grad, FactoredGrad))
-            stepped = {p for p in factors if self._step_factored(p, group, p.device in counting)}
-            self._step_dense([p for p in moving if p not in stepped], group)
+            stepped = {p for p in factors if self._step_factored(p, group, modules[p.device])}
+            self._step_dense([p for p in moving if p not in stepped], group, modules)
         return loss
 
     def average_gradients(self) -> None:
@@ -169,12 +169,13 @@ class Adam(torch.optim.Optimizer):
             parameters = [p for group in self.param_groups for p in group["params"]]
             distributed.average_gradients(parameters, self._group, [m.duty_cycle for m in self._winners])
 
-    def _count_step(self, parameters: list[Tensor], group: dict, counting: set[torch.device]) -> None:
+    def _count_step(self, parameters: list[Tensor], group: dict, modules: dict[torch.device, Any]) -> None:
         for p in parameters:
-            if p.device not in counting:
+            if not modules[p.device].counts_on_device:
                 self.state[p]["step"] = self.state[p].get("step", 0) + 1
-        for device in counting:
-            self._clock(device, group).tick([p for p in parameters if p.device == device], group)
+        for device, module in modules.items():
+            if module.counts_on_device:
+                self._clock(device, group).tick([p for p in parameters if p.device == device], group)
 
     def _clock(self, device: torch.device, group: dict) -> DeviceClock:
         key = (id(group), device)
@@ -203,10 +204,12 @@ class Adam(torch.optim.Optimizer):
 
     # ---- one parameter ----------------------------------------------------------------------------------------------
 
-    def _step_factored(self, p: Tensor, group: dict, on_device: bool) -> bool:
+    def _step_factored(self, p: Tensor, group: dict, module: Any) -> bool:
         """Steps from factors; False where only a dense step is right."""
         grad: Any = p.grad  # a FactoredGrad
-        factor = grad.one_factor()
+        factor, on_device = grad.one_factor(), module.counts_on_device
+        if on_device and isinstance(factor, OuterFactor):
+            return self._step_outer(p, factor, group, module)
         kind = (_DEVICE_KINDS if on_device else _KINDS).get(type(factor))
         if kind is None or not kind.steppable(p, factor):
             return False
@@ -239,20 +242,23 @@ class Adam(torch.optim.Optimizer):
             return state.pop("exp_avg"), state.pop("exp_avg_sq")
         return None
 
-    def _step_dense(self, parameters: list[Tensor], group: dict) -> None:
+    def _dense_moments(self, p: Tensor, group: dict) -> tuple[Tensor, Tensor]:
+        state = self.state[p]
+        if "exp_avg" not in state:
+            dense = self._take_dense(p, group) or (torch.zeros_like(p), torch.zeros_like(p))
+            state["exp_avg"], state["exp_avg_sq"] = dense
+        return state["exp_avg"], state["exp_avg_sq"]
+
+    def _step_dense(self, parameters: list[Tensor], group: dict, modules: dict[torch.device, Any]) -> None:
         """Adam on whatever has a dense gradient or must have one: in one native pass, or torch's own."""
         others, masked = [], []
         for p in parameters:
-            state = self.state[p]
-            if "exp_avg" not in state:
-                dense = self._take_dense(p, group) or (torch.zeros_like(p), torch.zeros_like(p))
-                state["exp_avg"], state["exp_avg_sq"] = dense
-            keep = self._mask(p)
-            if self._step_outer(p, keep, state, group):
-                continue
-            grad = p.grad.to_dense() if isinstance(p.grad, FactoredGrad) else p.grad
-            done, also_masked = self._step_natively(p, grad, keep, state, group)
+            keep, moments = self._mask(p), self._dense_moments(p, group)
+            grad: Any = p.grad.to_dense() if isinstance(p.grad, FactoredGrad) else p.grad
+            done, also_masked = self._step_natively(p, grad, moments, keep, group, modules[p.device])
             if not done:
+                if p in self.synapses:
+                    raise RuntimeError("Adam: no pass here carries what SynapticIntelligence keeps of this weight")
                 others.append((p, grad))
             if keep is not None and not also_masked:
                 masked.append((p, keep))
@@ -266,30 +272,31 @@ class Adam(torch.optim.Optimizer):
             for t in (p, self.state[p]["exp_avg"], self.state[p]["exp_avg_sq"]):
                 rezero_(t, keep)
 
-    def _step_outer(self, p: Tensor, keep: Tensor | None, state: dict, group: dict) -> bool:
-        """Steps a weight that counts on its device by a factor of the gradient, where a kernel there takes it."""
-        take = getattr(backend.choose(p.device), "adam_outer", None) if self._counts_on_device(p) else None
-        factor: Any = p.grad.one_factor() if take and isinstance(p.grad, FactoredGrad) else None
-        if not take or not isinstance(factor, OuterFactor):
+    def _step_outer(self, p: Tensor, factor: OuterFactor, group: dict, module: Any) -> bool:
+        """Steps a weight that counts on its device by its gradient's factor; False where no kernel there takes it."""
+        take = getattr(module, "adam_outer", None)
+        if take is None:
             return False
         synapses: Any = self.synapses.get(p)
         if synapses is not None:
             synapses = (*map(factor.by_row, synapses[:3]), *synapses[3:])
-        moments = (factor.by_row(t) for t in (state["exp_avg"], state["exp_avg_sq"], keep))
+        kept = map(factor.by_row, (*self._dense_moments(p, group), self._mask(p)))
         rule = self._clock(p.device, group).rule(p)
-        return take(factor.by_row(p.detach()), factor.sparse, factor.other, *moments, *rule, synapses)
+        done = take(factor.by_row(p.detach()), factor.sparse, factor.other, *kept, *rule, synapses)
+        if done:
+            torch.autograd.graph.increment_version(p)
+        return done
 
     def _step_natively(
-        self, p: Tensor, grad: Tensor | None, keep: Tensor | None, state: dict, group: dict
+        self, p: Tensor, grad: Tensor, moments: tuple[Tensor, Tensor], keep: Tensor | None, group: dict, module: Any
     ) -> tuple[bool, bool]:
         """Whether a kernel of ours took the step, and whether it has applied the mask as well."""
-        moments, module = (state["exp_avg"], state["exp_avg_sq"], grad), backend.choose(p.device)
         if module.counts_on_device:
             rule = self._clock(p.device, group).rule(p)
-            done = module.adam_dense(p.detach(), *moments, keep, *rule, self.synapses.get(p))
+            done = module.adam_dense(p.detach(), *moments, grad, keep, *rule, self.synapses.get(p))
             return done, done
-        rule = (*group["betas"], float(group["lr"]), group["eps"], state["step"])
-        return module is cpu and cpu.adam_dense(p.detach(), *moments, rule), False
+        rule = (*group["betas"], float(group["lr"]), group["eps"], self.state[p]["step"])
+        return module is cpu and cpu.adam_dense(p.detach(), *moments, grad, rule), False
 
     def _step_by_torch(self, parameters: tuple[Tensor, ...], gradients: tuple[Tensor, ...], group: dict) -> None:
         states = [self.state[p] for p in parameters]

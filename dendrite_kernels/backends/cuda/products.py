@@ -48,7 +48,7 @@ def _takes_outer(out, sparse, other):
         return False
     others = other.values if isinstance(other, KSparse) else other
     if isinstance(other, KSparse):
-        fits = plan.outer_warps(other.size, out.dtype) > 0
+        fits = plan.outer_warps(other.size, out.dtype) > 0 and others.shape[1] > 0
     else:
         fits = other.shape[1] <= plan.MOST_COLUMNS
     return fits and out.dtype == sparse.values.dtype == others.dtype and out.dtype in native.SUFFIX
@@ -80,9 +80,9 @@ def adam_outer(p, sparse, other, m, v, keep, rule, hyper, synapses=None) -> bool
     m, v, keep, rule, hyper and synapses: as adam_dense takes them, laid out as p.
     """
     kept = synapses[:3] if synapses else ()
-    beside = [t for t in (m, v, keep, *kept) if t is not None]
-    laid_out = all(t.dtype in (p.dtype, torch.bool) and t.stride() == p.stride() for t in beside)
-    if not laid_out or p.dtype not in (torch.float32, torch.float64) or not _takes_outer(p, sparse, other):
+    laid_out = all(t.dtype == p.dtype and t.stride() == p.stride() for t in (m, v, *kept))
+    masked = keep is None or (keep.dtype == torch.bool and keep.stride() == p.stride())
+    if not (laid_out and masked) or p.dtype not in (torch.float32, torch.float64) or not _takes_outer(p, sparse, other):
         return False
     ref.check_range(sparse.indices, sparse.size, "indices")
     if p.numel():
