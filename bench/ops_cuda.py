@@ -182,7 +182,7 @@ def outers(device, batch, sparse_x):
 
 
 def steps(device, batch, sparse_x):
-    """dW and Adam's step, a weight a rival: ours from the factors in one pass, else the product as backward makes it."""
+    """dW and Adam's step, a weight a rival: ours from factors in one pass, else the product as backward makes it."""
     units, columns = 2048, 2048 if sparse_x else INPUTS
     dy, x = (dk.kwinners(torch.randn(batch, n, device=device), n // 20) for n in (units, columns))
     rows = [dk.gated_kwinners_sparse(t, None, None, None, t.shape[1] // 20) for t in (dy, x)]

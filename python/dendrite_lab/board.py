@@ -17,7 +17,8 @@ from rich.progress import (
 from rich.text import Text
 
 from . import published
-from .jobs import Failed, Job, Landed, Step
+from .claims import remove
+from .jobs import Elsewhere, End, Job, Landed, Step
 from .results import append_row, as_configured
 
 # Without markup: names, paths and values that users give are printed as they are.
@@ -30,9 +31,13 @@ def say_error(sentence: str) -> None:
 
 
 class Board:
-    """A line for each run that goes on and, where there are several jobs, one for all. As a context: while they go."""
+    """A line for each run that goes on and, where there are several jobs, one for all. As a context: while they go.
 
-    def __init__(self, jobs: Iterable[Job]):
+    sharing: a run that another command has is no failure.
+    """
+
+    def __init__(self, jobs: Iterable[Job], sharing: bool = False):
+        self.sharing = sharing
         self.jobs = {job.seed: job for job in jobs}
         self.failed: list[int] = []  # seeds
         self._bar = _progress()
@@ -51,7 +56,7 @@ class Board:
     def __exit__(self, *_) -> None:
         self._bar.stop()
 
-    def tell(self, event: Step | Landed | Failed) -> None:
+    def tell(self, event: Step | End) -> None:
         """Shows a step. Saves a row and forgets its state. Says what failed."""
         job = self.jobs[event.seed]
         if isinstance(event, Step):
@@ -62,6 +67,8 @@ class Board:
             self._bar.remove_task(self._lines.pop(event.seed))
         if isinstance(event, Landed):
             _land(job, event.row)
+        elif isinstance(event, Elsewhere) and (event.row or self.sharing):
+            console.print(f"{job.name}: {event.why}", soft_wrap=True)
         else:
             self.failed.append(event.seed)
             say_error(f"{job.name}: {event.why}")
@@ -81,10 +88,8 @@ class Board:
 
 def _land(job: Job, row: dict) -> None:
     """Adds a finished run's row, removes its state and says what came out."""
-    from .state import forget, state_path
-
     path = append_row(job.out, row)
-    forget(state_path(job.out, job.config, job.seed))
+    remove(job.state)
     value = published.percent(job.config.name)
     beside = f" (published: {value})" if as_configured(row) and value != "-" else ""
     found = f", {row['clusters']} clusters found" if "clusters" in row else ""

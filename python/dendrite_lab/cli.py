@@ -18,9 +18,10 @@ from . import engines, published
 from . import grid as grids
 from . import sweep as sweeps
 from .board import Board, console, errors, say_error
+from .claims import check_may_start, forget, state_path
 from .config import EXPERIMENTS, LARGEST_SEED, Configuration, experiment
 from .errors import LabError, sentence_of
-from .jobs import Job, Landed, Step, attempt
+from .jobs import End, Job, Step, here
 from .results import as_configured, finished, known_rows, one_a_run, read_rows
 
 app = typer.Typer(
@@ -146,21 +147,17 @@ def _configured(name: str, changes: list[str], curve: bool) -> Configuration:
 
 def _unfinished(config: Configuration, seeds: range, out: Path, resume: bool, device: str) -> list[Job]:
     """A job for each seed but those that --resume need not run again."""
-    from .state import check_unstarted, state_path  # torch takes seconds to import: after what needs none of it
-
     done = _forgotten(config, seeds, out)
     for seed in seeds:
         if resume and seed in done:
             console.print(f"{config.name}, seed {seed}: finished already")
         elif not resume:  # before the first of them is run
-            check_unstarted(state_path(out, config, seed))
+            check_may_start(state_path(out, config, seed))
     return [Job(config, seed, out, resume, device) for seed in seeds if not (resume and seed in done)]
 
 
 def _forgotten(config: Configuration, seeds: Iterable[int], out: Path) -> set[int]:
     """Those of the seeds that are finished; a state that a kill right after the row has left is removed."""
-    from .state import forget, state_path
-
     done = set(seeds).intersection(finished(out, config))
     for seed in done:
         forget(state_path(out, config, seed))
@@ -184,7 +181,7 @@ def grid(
     console.print(f"{name}: {len(points)} points, {len(todo)} to run")
     try:
         for job in todo:
-            with Board([job]) as board:
+            with Board([job], sharing=True) as board:
                 engines.carry_out([job], engines.Options(data=data), board.tell)
             if board.failed:
                 raise typer.Exit(1)
@@ -213,7 +210,6 @@ def sweep(
         _forgotten(EXPERIMENTS[name], [seed for one, seed in planned_runs if one == name], out)
 
     from .datasets import load
-    from .state import busy, state_path
     from .train import check_backend
 
     check_backend()
@@ -226,23 +222,19 @@ def sweep(
 
     def run_one(planned: sweeps.Run, deadline: float) -> dict | None:
         job = Job(EXPERIMENTS[planned[0]], planned[1], out, resume=True)
-        if row := finished(out, job.config).get(job.seed):
-            console.print(f"{job.name}: another command has finished it")
-            return row
-        if busy(state_path(out, job.config, job.seed)):
-            console.print(f"{job.name}: another command is running it")
-            return None
-        with Board([job]) as board:
+        ends = []
+        with Board([job], sharing=True) as board:
 
-            def tell(step: Step) -> None:
-                board.tell(step)
-                if time.monotonic() > deadline:
+            def tell(event: Step | End) -> None:
+                board.tell(event)
+                if isinstance(event, End):
+                    ends.append(event)
+                elif time.monotonic() > deadline:
                     raise sweeps.OutOfTime
 
-            end = attempt(job, lambda: loaded(job.config.dataset), tell)
-            board.tell(end)
+            here(job, lambda: loaded(job.config.dataset), tell)
         failed.extend(board.failed)
-        return end.row if isinstance(end, Landed) else None
+        return None if board.failed else ends[0].row
 
     try:
         left = sweeps.work_through(todo, rows, limit, run_one, console.print)

@@ -6,13 +6,16 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
+from .claims import held, state_path
 from .configuration import Configuration
-from .errors import sentence_of
+from .errors import Busy, sentence_of
+from .results import finished
 
 MOST_OFTEN = 0.2  # seconds between two reports of a run that go from one process to another
 
@@ -30,6 +33,10 @@ class Job:
     @property
     def name(self) -> str:
         return f"{self.config.name}, seed {self.seed}"
+
+    @property
+    def state(self) -> Path:
+        return state_path(self.out, self.config, self.seed)
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,16 @@ class Failed:
     why: str
 
 
-End = Landed | Failed
+@dataclass(frozen=True)
+class Elsewhere:
+    """A seed's run is another command's, which may have finished it with this row."""
+
+    seed: int
+    why: str
+    row: dict | None = None
+
+
+End = Landed | Failed | Elsewhere
 Tell = Callable[[Step | End], None]
 
 
@@ -91,26 +107,49 @@ def attempt(job: Job, load: Callable[[], object], tell: Callable[[Step], None]) 
         return Failed(job.seed, sentence_of(error) or traceback.format_exc())
 
 
+def claimed(job: Job, until: ExitStack) -> Elsewhere | None:
+    """Keeps other commands from the run until the stack is closed, after its row is saved; or says that one has it."""
+    try:
+        until.enter_context(held(job.state))
+    except Busy as busy:
+        return Elsewhere(job.seed, str(busy))
+    row = finished(job.out, job.config).get(job.seed) if job.resume else None
+    return Elsewhere(job.seed, "another command has finished it", row) if row else None
+
+
+def here(job: Job, load: Callable[[], object], tell: Tell) -> None:
+    """Carries a job out in this process, on what load() returns, unless it is another command's."""
+    with ExitStack() as claim:
+        tell(claimed(job, claim) or attempt(job, load, tell))
+
+
 def one_by_one(jobs: Iterable[Job], data, tell: Tell) -> None:
     """Carries jobs out in this process."""
     for job in jobs:
-        tell(attempt(job, lambda: data, tell))
+        here(job, lambda: data, tell)
 
 
 def side_by_side(jobs: Iterable[Job], engine: Engine, tell: Tell) -> None:
     """Has an engine carry jobs out, as many at once as it has slots; whatever tell raises stops them all."""
-    waiting, going = deque(jobs), set()
+    waiting, going = deque(jobs), {}  # going: by seed, what keeps other commands from it
     try:
         while waiting or going:
             while waiting and len(going) < engine.slots:
-                going.add(waiting[0].seed)
-                engine.start(waiting.popleft())
-            for event in engine.events():
-                if isinstance(event, End):
-                    going.discard(event.seed)
+                job, claim = waiting.popleft(), ExitStack()
+                if elsewhere := claimed(job, claim):
+                    claim.close()
+                    tell(elsewhere)
+                    continue
+                going[job.seed] = claim
+                engine.start(job)
+            for event in engine.events() if going else ():
                 tell(event)
+                if isinstance(event, End):
+                    going.pop(event.seed).close()
     finally:
         engine.stop()
+        for claim in going.values():
+            claim.close()
 
 
 class Seldom:

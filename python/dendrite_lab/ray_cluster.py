@@ -56,7 +56,7 @@ class Cluster:
             yield from self._steps.get_nowait_batch(self._steps.qsize())  # of the ended ones too
         except ray.exceptions.RayError as error:
             raise LabError(
-                f"the Ray cluster is gone ({error}): --resume goes on with what its runs had saved"
+                f"the Ray cluster does not answer ({error}): --resume goes on with what its runs had saved"
             ) from None
         for task in ended:
             job = self._going.pop(task)

@@ -5,19 +5,17 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from glob import escape
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from filelock import FileLock, Timeout
 
-from .config import run_name
+from .claims import check_unstarted, state_path
 from .configuration import Configuration
 from .data import write_atomically
-from .errors import Busy, LabError, naming
+from .errors import LabError
 
 Kind = TypeVar("Kind", bound="Saved")
 Progress = Callable[[int, int, str], None]  # is told steps done, steps in all, what is going on
@@ -77,22 +75,20 @@ def begun(
 ) -> Iterator[tuple[Kind, Path]]:
     """A run's state and its file, with its thread count in force: torch's matrix products depend on it.
 
-    With `resume`, the state that a run left, if it did. Without it, raises LabError where a run has left one. Raises
-    Busy where another command carries the run out.
+    With `resume`, the state that a run left, if it did. Without it, raises LabError where a run has left one.
     """
     path, before = state_path(folder, config, seed), torch.get_num_threads()
-    with held(path):
-        if resume and path.exists():
-            state = kind.load(path, config)
-        else:
-            check_unstarted(path)
-            state = kind(config.to_dict(), seed, before)
-            state.save(path)  # so that a run stopped early is resumed with its threads too
-        torch.set_num_threads(state.threads)
-        try:
-            yield state, path
-        finally:
-            torch.set_num_threads(before)  # the next seed runs with what its own command asks for
+    if resume and path.exists():
+        state = kind.load(path, config)
+    else:
+        check_unstarted(path)
+        state = kind(config.to_dict(), seed, before)
+        state.save(path)  # so that a run stopped early is resumed with its threads too
+    torch.set_num_threads(state.threads)
+    try:
+        yield state, path
+    finally:
+        torch.set_num_threads(before)  # the next seed runs with what its own command asks for
 
 
 class Saver:
@@ -112,52 +108,3 @@ class Saver:
             self.state.save(self.path)
             self.saved_at = time.perf_counter()
             self.cost = self.saved_at - start
-
-
-def state_path(folder: Path, config: Configuration, seed: int) -> Path:
-    return folder / f"{run_name(config, seed)}.state.pt"
-
-
-def _lock_path(path: Path) -> Path:
-    return path.with_name(f".{path.name}.lock")
-
-
-@contextmanager
-def held(path: Path) -> Iterator[None]:
-    """Keeps other commands from the run of this state. Raises Busy where one has it; a process that ends lets go."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(_lock_path(path))
-    with naming(path):
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            raise Busy(
-                f"another command is running it: wait for that, or give this one another --out ({path})"
-            ) from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def busy(path: Path) -> bool:
-    """Whether another command has the run of this state."""
-    try:
-        with held(path):
-            return False
-    except Busy:
-        return True
-
-
-def forget(path: Path) -> None:
-    """Removes what a run with a row has left, unless another command is running it anew."""
-    with suppress(Busy), held(path):
-        parts = path.parent.glob(f"{escape(path.name)}.part*")  # of saves that a kill cut short
-        for left in (path, *parts, _lock_path(path)):
-            left.unlink(missing_ok=True)
-
-
-def check_unstarted(path: Path) -> None:
-    """Raises LabError where a run has left its state: starting anew would write over it."""
-    if path.exists():
-        raise LabError(f"{path} is of an unfinished run: --resume goes on with it; delete it to start anew")

@@ -9,9 +9,9 @@ import time
 
 import pytest
 import torch
-from dendrite_lab import cli, contexts, published, results, state, train
+from dendrite_lab import claims, cli, contexts, published, results, state, train
 from dendrite_lab.config import EXPERIMENTS, experiment, run_name
-from dendrite_lab.errors import LabError
+from dendrite_lab.errors import Busy, LabError
 from resuming import resumes_to_the_same
 from typer.testing import CliRunner
 
@@ -77,7 +77,7 @@ def test_a_stopped_run_resumes_to_the_same_numbers(config, mnist, tmp_path, at, 
 
 def test_an_unfinished_run_is_not_written_over(config, mnist, tmp_path):
     train.run(config, 0, mnist, tmp_path)
-    path = state.state_path(tmp_path, config, 0)
+    path = claims.state_path(tmp_path, config, 0)
     before = path.read_bytes()
     with pytest.raises(
         LabError, match=r"seed0-[0-9a-f]{8}\.state\.pt is of an unfinished run: --resume goes on with it; delete it"
@@ -109,7 +109,7 @@ def test_saving_takes_its_share_of_the_time(config, monkeypatch, cost, saved):
 def test_a_state_of_another_configuration_is_refused(config, mnist, tmp_path):
     train.run(config, 0, mnist, tmp_path)
     other = dataclasses.replace(config, lr=0.1)
-    state.state_path(tmp_path, config, 0).rename(state.state_path(tmp_path, other, 0))
+    claims.state_path(tmp_path, config, 0).rename(claims.state_path(tmp_path, other, 0))
     with pytest.raises(LabError, match="is of another configuration"):
         train.run(other, 0, mnist, tmp_path, resume=True)
 
@@ -126,7 +126,7 @@ def test_a_state_left_beside_its_row_is_in_nobodys_way(main_run, config, tmp_pat
     """As a kill between the row and the removal of the state leaves it."""
     out = tmp_path / "out"
     assert main_run("--out", out)[0] == 0
-    path = state.state_path(out, config, 0)
+    path = claims.state_path(out, config, 0)
     path.write_bytes(b"a state")
     part = out / f"{path.name}.part1234"
     part.write_bytes(b"half a st")
@@ -138,41 +138,53 @@ def test_a_state_left_beside_its_row_is_in_nobodys_way(main_run, config, tmp_pat
 def test_a_run_that_another_command_has_is_left_to_it(main_run, config, tmp_path, more):
     """Locks know no process: one that is held here keeps this one off too."""
     out = tmp_path / "out"
-    path = state.state_path(out, config, 0)
-    with state.held(path):
-        assert state.busy(path) and not state.busy(state.state_path(out, config, 1))
+    path = claims.state_path(out, config, 0)
+    with claims.held(path), state.begun(state.State, config, 0, out, False):
         status, _, err = main_run("--out", out, *more)
-        assert status == 1 and err.startswith(
-            "error: prototype_10, seed 0: another command is running it: wait for that"
-        )
-        assert not path.exists() and not (out / results.ROWS).exists()
-    assert not state.busy(path) and main_run("--out", out, *more)[0] == 0
+        assert status == 1 and "another command is running it: wait for that, or" in err and "delete" not in err
+        assert path.exists() and not (out / results.ROWS).exists()
+    assert main_run("--out", out, "--resume")[0] == 0
+    assert [p.name for p in out.iterdir()] == [results.ROWS]  # no lock either
 
 
 def test_the_state_of_a_run_that_is_made_again_stays(main_run, config, tmp_path):
     out = tmp_path / "out"
     assert main_run("--out", out)[0] == 0
-    path = state.state_path(out, config, 0)
-    with state.held(path):
+    path = claims.state_path(out, config, 0)
+    with claims.held(path):
         path.write_bytes(b"of the one that has it")
         assert "finished already" in main_run("--out", out, "--resume")[1] and path.exists()
 
 
 def test_a_killed_process_lets_go_of_its_run(config, tmp_path):
-    path = state.state_path(tmp_path, config, 0)
+    path = claims.state_path(tmp_path, config, 0)
     code = (
-        "import sys, pathlib, time; from dendrite_lab import state\n"
-        "with state.held(pathlib.Path(sys.argv[1])): print(flush=True), time.sleep(600)"
+        "import sys, pathlib, time; from dendrite_lab import claims\n"
+        "with claims.held(pathlib.Path(sys.argv[1])): print(flush=True), time.sleep(600)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE)
-    assert process.stdout.readline() == b"\n" and state.busy(path)
+    assert process.stdout.readline() == b"\n"
+    with pytest.raises(Busy), claims.held(path):
+        pass
     process.kill()
     process.wait()
-    assert not state.busy(path)
+    with claims.held(path):
+        assert path.parent.exists()
+
+
+def test_finished_runs_in_a_folder_that_no_one_may_write_to(main_run, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    assert main_run("--out", out)[0] == 0
+
+    def refused(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(claims.FileLock, "acquire", refused)
+    assert "finished already" in main_run("--out", out, "--resume")[1]
 
 
 def test_a_damaged_state_is_refused(config, mnist, tmp_path):
-    state.state_path(tmp_path, config, 0).write_bytes(b"junk")
+    claims.state_path(tmp_path, config, 0).write_bytes(b"junk")
     with pytest.raises(LabError, match=r"state\.pt can't be read .* delete it to start anew"):
         train.run(config, 0, mnist, tmp_path, resume=True)
 

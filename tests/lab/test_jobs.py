@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from dendrite_lab import engines, jobs, results, state, train
+from dendrite_lab import claims, engines, jobs, results, train
 from dendrite_lab.board import Board
 from dendrite_lab.config import experiment
 from dendrite_lab.errors import LabError
@@ -107,7 +107,7 @@ def test_a_board_saves_rows_forgets_states_and_counts(config, tmp_path, capsys):
     row |= {"train_seconds": 1, "eval_seconds": 1, "step_ms": 1}
     todo = some(config, tmp_path, 3)
     for job in todo:
-        state.state_path(tmp_path, config, job.seed).write_bytes(b"a state")
+        claims.state_path(tmp_path, config, job.seed).write_bytes(b"a state")
     with Board(todo) as board:
         for event in (Step(0, 10, 72, "task 1"), Step(1, 70, 72, "task 3"), Landed(1, row), Failed(2, "no luck")):
             board.tell(event)
@@ -172,7 +172,7 @@ def test_a_seed_that_fails_is_named_and_the_others_land(main_run, config, tmp_pa
     threads(1)
     out = tmp_path / "out"
     out.mkdir()
-    bad = state.state_path(out, config, 1)
+    bad = claims.state_path(out, config, 1)
     bad.write_bytes(b"junk")
     status, _, err = main_run("--out", out, "--seeds", "3", "--resume")
     assert status == 1 and err.startswith(f"error: prototype_10, seed 1: {bad} can't be read (")
@@ -258,7 +258,7 @@ def test_a_command_that_is_ended_leaves_states_and_no_process(command, small, tm
         assert said == "stopped; the same command with --resume goes on after the last finished task\n"
         assert process.returncode == 130
     config = experiment("prototype_10", {**small, "epochs": "100000"})
-    assert sorted(out.glob("[!.]*")) == [state.state_path(out, config, seed) for seed in (0, 1)]
+    assert sorted(out.glob("[!.]*")) == [claims.state_path(out, config, seed) for seed in (0, 1)]
 
 
 @needs_proc

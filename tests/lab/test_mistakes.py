@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 from dendrite_lab import cli, results, train
+from dendrite_lab.claims import state_path
 from dendrite_lab.config import experiment
 from dendrite_lab.errors import LabError
-from dendrite_lab.state import state_path
 
 from dendrite_kernels.backends import cpu
 

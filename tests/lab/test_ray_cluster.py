@@ -3,7 +3,7 @@
 import socket
 
 import pytest
-from dendrite_lab import results, state
+from dendrite_lab import claims, results
 from dendrite_lab.config import experiment
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'dendrite_kernels[ray]'")
@@ -24,7 +24,7 @@ def test_rows_are_those_of_this_process_and_a_failed_seed_is_named(main_run, sma
     assert main_run("--out", tmp_path / "here", "--seeds", "3")[0] == 0
     out = tmp_path / "out"
     out.mkdir()
-    bad = state.state_path(out, experiment("prototype_10", small), 1)
+    bad = claims.state_path(out, experiment("prototype_10", small), 1)
     bad.write_bytes(b"junk")
     status, _, err = main_run("--out", out, "--seeds", "3", "--engine", "ray", "--resume")
     assert status == 1 and f"error: prototype_10, seed 1: {bad} can't be read (" in err

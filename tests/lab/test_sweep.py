@@ -3,7 +3,7 @@
 import contextlib
 
 import pytest
-from dendrite_lab import cli, published, results, state, sweep
+from dendrite_lab import claims, jobs, published, results, sweep
 from dendrite_lab.config import EXPERIMENTS, experiment
 from dendrite_lab.errors import LabError
 
@@ -176,15 +176,15 @@ def test_two_sweeps_of_one_folder_share_the_runs(sweep_run, tmp_path, monkeypatc
     """While this one has its first run, the other has the second and has finished the third."""
     threads(1)
     out, two = tmp_path / "out", EXPERIMENTS["prototype_2"]
-    begin, attempt = contextlib.ExitStack(), cli.attempt
+    begin, attempt = contextlib.ExitStack(), jobs.attempt
 
     def meanwhile(job, *rest):
         if job.config.name == "prototype_5":
-            begin.enter_context(state.held(state.state_path(out, two, 0)))
+            begin.enter_context(claims.held(claims.state_path(out, two, 0)))
             results.append_row(out, {**row("prototype_2", 1), "config": two.to_dict()})
         return attempt(job, *rest)
 
-    monkeypatch.setattr(cli, "attempt", meanwhile)
+    monkeypatch.setattr(jobs, "attempt", meanwhile)
     with begin:
         status, said, _ = sweep_run("10m")
     assert status == 0 and "2 of 3 missing runs done, 1 left" in said
