@@ -44,6 +44,7 @@ def running(rows: list[dict], title: str):
             axes.plot(seen, line, ".-", label=f"{name} ({len(group)})")
     for axes, what in zip(panels, ("latest task", "mean over the tasks so far"), strict=True):
         axes.set(xlabel="tasks so far", ylabel="test accuracy", title=f"{title}: {what}")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
     panels[1].legend(fontsize="small")
     return figure

@@ -103,6 +103,8 @@ def sweeps(rows: list[dict], path: Path) -> Path:
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize="small")
+        else:
+            axes.text(0.5, 0.5, "not run; no numbers published", ha="center", transform=axes.transAxes)
     return saved(figure, path)
 
 
@@ -116,6 +118,7 @@ def curves(rows: list[dict], path: Path) -> Path:
     running.set(xlabel="tasks so far", ylabel="accuracy", title="mean over all tasks so far")
     latest.set(xlabel="tasks so far", title="latest task")
     running.grid(alpha=0.3)
+    running.xaxis.get_major_locator().set_params(integer=True)
     return _finished(figure, latest, path)
 
 
@@ -161,6 +164,6 @@ def saved(figure, path: Path) -> Path:
     """Writes a figure as PNG and closes it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with naming(path):
-        figure.savefig(path, dpi=150)
+        figure.savefig(path, dpi=100)
     plt.close(figure)
     return path
