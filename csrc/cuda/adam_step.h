@@ -14,26 +14,22 @@ template <class T> class Stepped {
         rest2_(1 - how.hyper[2]), eps_(how.hyper[3]), strength_(how.strength) {}
 
   // N entries 32 apart, those that lie before `left`. All are read before one is written: a warp then waits once, not N
-  // times, as the compiler can't know that the weights are not the moments.
+  // times, as the compiler can't know that the weights are not the moments. An array each: as scalars of the loop, two of
+  // them cost a spill on sm_100.
   template <int N> __device__ __forceinline__ void operator()(int64_t at, int left, const T* sums) const {
+    const auto read = [=](const auto* from, int i) { return 32 * i < left ? from[at + 32 * i] : 0; };
     T p[N], m[N], v[N], grad[N], importance[N], reference[N], omega[N];
     bool keep[N];
 #pragma unroll
     for (int i = 0; i < N; i++) {
-      const bool there = 32 * i < left;
-      p[i] = there ? how_.p[at + 32 * i] : T(0);
-      m[i] = there ? how_.m[at + 32 * i] : T(0);
-      v[i] = there ? how_.v[at + 32 * i] : T(0);
-      keep[i] = !how_.keep || (there && how_.keep[at + 32 * i]);
+      p[i] = read(how_.p, i), m[i] = read(how_.m, i), v[i] = read(how_.v, i);
+      keep[i] = !how_.keep || read(how_.keep, i);
       grad[i] = sums[i];
     }
     if (how_.omega) {
 #pragma unroll
       for (int i = 0; i < N; i++) {
-        const bool there = 32 * i < left;
-        importance[i] = there ? how_.importance[at + 32 * i] : T(0);
-        reference[i] = there ? how_.reference[at + 32 * i] : T(0);
-        omega[i] = there ? how_.omega[at + 32 * i] : T(0);
+        importance[i] = read(how_.importance, i), reference[i] = read(how_.reference, i), omega[i] = read(how_.omega, i);
         grad[i] += strength_ * importance[i] * (p[i] - reference[i]);
       }
     }

@@ -225,11 +225,12 @@ class Adam(torch.optim.Optimizer):
 
     def carries_synapses(self, p: Tensor) -> bool:
         """Whether the step from p's present gradient can carry what SynapticIntelligence keeps of p."""
-        if self._counts_on_device(p):
+        module = backend.choose(p.device)
+        if module.counts_on_device:
             if p.grad is None or (isinstance(p.grad, FactoredGrad) and p.dim() == 3):
                 return False
             grad, mask = p if isinstance(p.grad, FactoredGrad) else p.grad, self._mask(p)  # a factored one lies as p
-            return backend.choose(p.device).steppable(p, grad, *([] if mask is None else [mask]))
+            return module.steppable(p, grad, *([] if mask is None else [mask]))
         factor = p.grad.one_factor() if isinstance(p.grad, FactoredGrad) else None
         return isinstance(factor, OuterFactor) and WeightMoments.steppable(p, factor)
 

@@ -21,7 +21,7 @@ from .board import Board, console, errors, say_error
 from .claims import check_may_start, forget, state_path
 from .config import EXPERIMENTS, LARGEST_SEED, Configuration, experiment
 from .errors import LabError, sentence_of
-from .jobs import End, Job, Step, here
+from .jobs import End, Failed, Job, Step, here
 from .results import as_configured, finished, known_rows, one_a_run, read_rows
 
 app = typer.Typer(
@@ -222,19 +222,16 @@ def sweep(
 
     def run_one(planned: sweeps.Run, deadline: float) -> dict | None:
         job = Job(EXPERIMENTS[planned[0]], planned[1], out, resume=True)
-        ends = []
         with Board([job], sharing=True) as board:
 
             def tell(event: Step | End) -> None:
                 board.tell(event)
-                if isinstance(event, End):
-                    ends.append(event)
-                elif time.monotonic() > deadline:
+                if isinstance(event, Step) and time.monotonic() > deadline:
                     raise sweeps.OutOfTime
 
-            here(job, lambda: loaded(job.config.dataset), tell)
+            end = here(job, lambda: loaded(job.config.dataset), tell)
         failed.extend(board.failed)
-        return None if board.failed else ends[0].row
+        return None if isinstance(end, Failed) else end.row
 
     try:
         left = sweeps.work_through(todo, rows, limit, run_one, console.print)

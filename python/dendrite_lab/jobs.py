@@ -117,10 +117,14 @@ def claimed(job: Job, until: ExitStack) -> Elsewhere | None:
     return Elsewhere(job.seed, "another command has finished it", row) if row else None
 
 
-def here(job: Job, load: Callable[[], object], tell: Tell) -> None:
-    """Carries a job out in this process, on what load() returns, unless it is another command's."""
+def here(job: Job, load: Callable[[], object], tell: Tell) -> End:
+    """Carries a job out in this process, on what load() returns, unless it is another command's; tells and returns how
+    that ended.
+    """
     with ExitStack() as claim:
-        tell(claimed(job, claim) or attempt(job, load, tell))
+        end = claimed(job, claim) or attempt(job, load, tell)
+        tell(end)
+    return end
 
 
 def one_by_one(jobs: Iterable[Job], data, tell: Tell) -> None:
