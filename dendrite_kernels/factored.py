@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
 
 from . import backend
 from .identity import ByIdentity
@@ -43,6 +44,11 @@ def wanted(parameter: Tensor) -> bool:
         return False
     claimed = _owners.get(parameter)
     return claimed is not None and claimed[1] == parameter.device and claimed[0]() is not None
+
+
+def leaves(ctx, grad: Tensor) -> bool:
+    """Whether this backward pass leaves factors: autograd.grad(is_grads_batched=True) stacks dense gradients only."""
+    return ctx.factored and not is_legacy_batchedtensor(grad)
 
 
 class _Factor:

@@ -171,6 +171,16 @@ def is_mapped_by_vmap(case):
         assert_alike(got, [torch.stack(t) for t in zip(*want, strict=True)])
 
 
+def has_batched_gradients(case):
+    """autograd.grad(is_grads_batched=True), also behind jacobian(vectorize=True), against a loop."""
+    f, args, leaves = set_up(case)
+    out = [t for t in tensors(f(*args)) if t.requires_grad]
+    several = [torch.stack([torch.randn_like(t) for _ in range(3)]) for t in out]
+    got = torch.autograd.grad(out, leaves, several, is_grads_batched=True, retain_graph=True)
+    each = [torch.autograd.grad(out, leaves, some, retain_graph=True) for some in zip(*several, strict=True)]
+    assert_alike(got, [torch.stack(t) for t in zip(*each, strict=True)])
+
+
 def is_checkpointed(case):
     f, args, leaves = set_up(case)
     want = run(f, args, leaves)
@@ -348,6 +358,7 @@ COLUMNS = {
     "AOT": traces_ahead_of_time,
     "func": is_differentiated_by_torch_func,
     "vmap": is_mapped_by_vmap,
+    "batched grad": has_batched_gradients,
     "checkpoint": is_checkpointed,
     "autocast": follows_autocast,
     "opcheck": passes_opcheck,

@@ -41,6 +41,12 @@ def backward(model, batch):
     return loss.detach()
 
 
+def one_step(model, optimizer, batch):
+    optimizer.zero_grad()
+    backward(model, batch)
+    optimizer.step()
+
+
 def parameters_agree(mine, theirs, dtype, terms=BATCH * 40):
     for (name, p), q in zip(mine.named_parameters(), theirs.parameters(), strict=True):
         if dtype == torch.float64:

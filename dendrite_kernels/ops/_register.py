@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 from torch._C import _get_tracing_state, _is_any_autocast_enabled, _len_torch_dispatch_stack
-from torch._C._functorch import peek_interpreter_stack
+from torch._C._functorch import is_legacy_batchedtensor, peek_interpreter_stack
 from torch._functorch.utils import enable_single_level_autograd_function, unwrap_dead_wrappers
 from torch.autograd import profiler
 from torch.nn import Parameter
@@ -117,6 +117,7 @@ def only_autograd_sees(args) -> bool:
         or peek_interpreter_stack() is not None
         or _is_any_autocast_enabled()
         or _get_tracing_state() is not None
+        or is_legacy_batchedtensor(args[0])  # a gradient of autograd.grad(is_grads_batched=True), which comes first
     ):
         return False
     for a in args:  # noqa: SIM110 - a dozen a step: kept quick

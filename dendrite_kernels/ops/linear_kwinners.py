@@ -68,16 +68,17 @@ def linear_gradients(ctx, grad_values, *_):
     """Gradients of linear_kwinners' arguments; ctx as _save leaves it."""
     saved = ctx.saved_tensors
     _, indices, _, x, x_indices, weight, _, _ = saved
-    needs = [ctx.needs[0], ctx.needs[1] and not ctx.factored, *ctx.needs[2:]]
+    as_factors = factored.leaves(ctx, grad_values)
+    needs = [ctx.needs[0], ctx.needs[1] and not as_factors, *ctx.needs[2:]]
     args = (grad_values, *saved, *ctx.rest, needs)
-    if ctx.factored and x_indices is not None and not torch.is_grad_enabled():
+    if as_factors and x_indices is not None and not torch.is_grad_enabled():
         outputs = _allocate_backward(*args)
         sums = _launch_backward(backend.choose(weight.device), outputs, *args, keep_sums=True)
     else:
         outputs, sums = _linear_kwinners_backward(*args), None
     *grads, grad_y = outputs
     grad_x, grad_weight, grad_bias, grad_gate = given(needs, grads)
-    if ctx.factored:
+    if as_factors:
         dy, dense_x = KSparse(grad_y.detach(), indices, weight.shape[0]), x.detach()
         if x_indices is None:
             factor = factored.OuterFactor(dy, dense_x, by_input=False)

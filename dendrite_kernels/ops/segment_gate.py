@@ -98,7 +98,7 @@ def _save(ctx, args, outputs):
 def segment_gradients(ctx, grad_gate, _grad_winner=None):
     """Gradients of the op's arguments; ctx as _save leaves it."""
     context, segments, gate, winner = ctx.saved_tensors
-    if not ctx.factored:
+    if not factored.leaves(ctx, grad_gate):
         grads = _segment_gate_backward(grad_gate, context, segments, gate, winner, ctx.activation, ctx.needs)
         return (*given(ctx.needs, grads), None, None)
     grad = _sigmoid_backward(grad_gate, gate) if ctx.activation == "sigmoid" else grad_gate

@@ -70,15 +70,16 @@ def _save(ctx, args, outputs):
 
 def _backward(ctx, grad_y):
     values, indices, weight = ctx.saved_tensors
-    needs = [ctx.needs[0], ctx.needs[1] and not ctx.factored, ctx.needs[2]]
+    as_factors = factored.leaves(ctx, grad_y)
+    needs = [ctx.needs[0], ctx.needs[1] and not as_factors, ctx.needs[2]]
     args = (grad_y, values, indices, weight, needs)
-    if ctx.factored and not torch.is_grad_enabled():
+    if as_factors and not torch.is_grad_enabled():
         outputs = _allocate_backward(*args)
         sums = _launch_backward(backend.choose(weight.device), outputs, *args, keep_sums=True)
     else:
         outputs, sums = _sparse_linear_backward(*args), None
     grad_values, grad_weight, grad_bias = given(needs, outputs)
-    if ctx.factored:
+    if as_factors:
         x = KSparse(values.detach(), indices, weight.shape[1])
         factor = factored.OuterFactor(x, grad_y.detach(), by_input=True, sums=sums)
         grad_weight = factored.FactoredGrad(weight, [factor])
