@@ -35,7 +35,8 @@ TRAINED = {
 }
 
 _PLAIN = {"segments": 0, "context": "none", "activation": "relu", "weight_sparsity": 0.0}
-_BAIN = {"segments": 10, "context_density": 0.05, "optimizer_lifetime": "run"}
+# its footnote 4: unlike Grewal et al., whose permutations were always the same
+_BAIN = {"segments": 10, "context_density": 0.05, "optimizer_lifetime": "run", "permutations": "run"}
 _SI = {"hidden": (2000, 2000), "si_c": 0.1, "si_xi": 0.1, "optimizer_lifetime": "run"}
 
 # family: what differs from prototype_N, which has as many segments as tasks

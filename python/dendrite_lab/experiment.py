@@ -18,6 +18,7 @@ CHOICES = {
     "context": ("prototype", "clusters", "mean", "onehot", "zeros", "none"),
     "optimizer_lifetime": ("task", "run"),
     "si_variant": ("adn", "zenke"),
+    "permutations": ("fixed", "run"),
 }
 
 
@@ -50,6 +51,7 @@ class Experiment(Configuration):
     si_c: float = 0.0  # strength of Synaptic Intelligence; 0: without it
     si_xi: float = 0.1  # its damping
     si_variant: str = "adn"
+    permutations: str = "fixed"  # drawn from data_seed alone; "run": from data_seed + the run's seed
 
     @property
     def plain(self) -> bool:

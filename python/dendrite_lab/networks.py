@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import torch
@@ -16,13 +17,20 @@ CLASSES = 10
 
 
 class PlainMLP(nn.Sequential):
-    """torch's dense layers with ReLU, called as DendriticMLP is; contexts are not used."""
+    """torch's dense layers with ReLU, called as DendriticMLP is; contexts are not used.
+
+    Weights are U(-b, b) with b = 1 / sqrt(density * inputs), where the images' density is 1 and that of ReLU's results
+    taken as a half: the public code's draw. Biases are torch's.
+    """
 
     def __init__(self, sizes: tuple[int, ...]):
         layers = []
         for inputs, outputs in pairwise(sizes[:-1]):
             layers += [nn.Linear(inputs, outputs), nn.ReLU()]
         super().__init__(*layers, nn.Linear(*sizes[-2:]))
+        for number, layer in enumerate(m for m in self if isinstance(m, nn.Linear)):
+            bound = 1 / math.sqrt((0.5 if number else 1.0) * layer.in_features)
+            nn.init.uniform_(layer.weight, -bound, bound)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         return super().forward(x)
@@ -50,3 +58,14 @@ def build_model(config: Experiment, seed: int) -> DendriticMLP | PlainMLP:
         percent_on=config.percent_on if config.activation == "kwinners" else None,
         context_density=config.context_density,
     )
+
+
+def draw_as_keras(model: nn.Module) -> None:
+    """Redraws a body and its `heads` as the code of Zenke et al. does: Glorot's uniform, biases 0, several heads 0."""
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    if len(model.heads) > 1:
+        for p in model.heads.parameters():
+            nn.init.zeros_(p)

@@ -13,6 +13,7 @@ from dendrite_kernels.optim import SynapticIntelligence
 
 from .cifar import CIFAR
 from .images import of_classes
+from .networks import draw_as_keras
 from .si_cifar import SICIFAR
 from .state import Progress, TaskState
 from .task_loop import Steps, accuracy, learn
@@ -24,7 +25,7 @@ FLAT, HIDDEN = 64 * 6 * 6, 512  # 32 -> 30, 15 -> 13, 6: the second convolution 
 class ConvHeads(nn.Module):
     """conv 32-32, pool, dropout 0.25, conv 64-64, pool, dropout 0.25, fc 512, dropout 0.5, and a head a task.
 
-    Heads start at zero, weights and biases. forward(x [B, 3, 32, 32], task) -> logits [B, classes].
+    Drawn as the paper's code draws it: the heads are 0. forward(x [B, 3, 32, 32], task) -> logits [B, classes].
     """
 
     def __init__(self, classes: int, heads: int):
@@ -36,8 +37,7 @@ class ConvHeads(nn.Module):
                 layers += [nn.MaxPool2d(2), nn.Dropout(0.25)]
         self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(FLAT, HIDDEN), nn.ReLU(), nn.Dropout(0.5))
         self.heads = nn.ModuleList(nn.Linear(HIDDEN, classes) for _ in range(heads))
-        for p in self.heads.parameters():
-            nn.init.zeros_(p)
+        draw_as_keras(self)
 
     def forward(self, x: Tensor, task: int) -> Tensor:
         return self.heads[task](self.body(x))

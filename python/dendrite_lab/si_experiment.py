@@ -18,6 +18,7 @@ CHOICES = {
     "optimizer_lifetime": ("task", "run"),
     "variant": ("zenke", "adn"),
     "schedule": ("sequence", "joint", "scratch"),
+    "init": ("keras", "torch"),
 }
 
 
@@ -27,6 +28,7 @@ class SIExperiment(Configuration):
 
     benchmark: "split_mnist", two digits and a head of its own a task; "permuted_mnist", one head for all tasks.
     schedule: "joint" learns all tasks at once; "scratch" has a new network for each task, tested on that task alone.
+    init: "keras" is the paper's code's (networks.draw_as_keras), "torch" that of torch's layers.
     """
 
     runner: ClassVar[str] = "si_train"
@@ -46,6 +48,7 @@ class SIExperiment(Configuration):
     data_seed: int = 42  # of the permutations
     train_samples: int = IMAGES  # fewer for a quick look
     test_batch_size: int = 1000
+    init: str = "torch"
 
     @property
     def heads(self) -> int:
@@ -89,9 +92,12 @@ class SIExperiment(Configuration):
 
 
 def _experiments() -> dict[str, SIExperiment]:
-    split = SIExperiment("si_split_mnist", "si_split_mnist", "split_mnist", 5, (256, 256), 1.0, 1e-3, 64, 10, "task")
+    split = SIExperiment(
+        *("si_split_mnist", "si_split_mnist", "split_mnist", 5, (256, 256), 1.0, 1e-3, 64, 10, "task"), init="keras"
+    )
     permuted = SIExperiment(
-        *("si_permuted_mnist_10", "si_permuted_mnist", "permuted_mnist", 10, (2000, 2000)), 0.1, 0.1, 256, 20, "run"
+        *("si_permuted_mnist_10", "si_permuted_mnist", "permuted_mnist", 10, (2000, 2000), 0.1, 0.1, 256, 20, "run"),
+        init="keras",
     )
     # the paper has no learning rate for SGD; this one is ours
     sgd = replace(permuted, c=0.0, optimizer="sgd", lr=0.1)

@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from dendrite_kernels.optim import SynapticIntelligence
 
 from .data import MNIST
+from .networks import draw_as_keras
 from .permuted import batches
 from .results import row_of
 from .si_experiment import IMAGE_PIXELS, SIExperiment
@@ -47,7 +48,10 @@ class MultiHead(nn.Module):
 def new_model(config: SIExperiment, classes: int, seed: int) -> MultiHead:
     """The network, drawn from the seed."""
     torch.manual_seed(seed)
-    return MultiHead(config.hidden, classes, config.heads, config.dropout)
+    model = MultiHead(config.hidden, classes, config.heads, config.dropout)
+    if config.init == "keras":
+        draw_as_keras(model)
+    return model
 
 
 def new_optimizer(model: nn.Module, config: SIExperiment) -> torch.optim.Optimizer:

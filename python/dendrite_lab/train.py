@@ -71,7 +71,8 @@ class Run:
 
     def __init__(self, config: Experiment, state: State, data: MNIST, device: str = "cpu"):
         self.config, self.state, self.device = config, state, torch.device(device)
-        self.tasks = PermutedMNIST(data, config.tasks, config.data_seed, device)
+        drawn = config.data_seed + (state.seed if config.permutations == "run" else 0)
+        self.tasks = PermutedMNIST(data, config.tasks, drawn, device)
         self.model = build_model(config, state.seed).to(device)
         self.contexts = contexts_of(config, state.seed)
         if state.tasks_done:

@@ -5,10 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from dendrite_lab import activations, contexts, train
+from dendrite_lab import activations, contexts, si_train, train
 from dendrite_lab.config import experiment, run_name
-from dendrite_lab.networks import PlainMLP, build_model
-from dendrite_lab.permuted import PermutedMNIST, batches
+from dendrite_lab.networks import PlainMLP, build_model, draw_as_keras
+from dendrite_lab.permuted import PermutedMNIST, batches, permutations
+from dendrite_lab.state import State
 from resuming import resumes_to_the_same
 
 from dendrite_kernels.nn import DendriticMLP
@@ -111,6 +112,36 @@ def test_a_plain_network_is_its_layers_one_after_the_other():
     want = last(second(first(x).clamp(min=0)).clamp(min=0))
     assert torch.equal(model(x, None), want) and torch.equal(model.forward_gated(x, model.gates(None)), want)
     assert [m.weight.shape[0] for m in (first, second, last)] == [7, 5, 10]
+
+
+def fills(values, bound):
+    """Whether these many numbers look drawn from U(-bound, bound)."""
+    return 0.99 * bound < values.abs().max() <= bound and abs(values.mean()) < 0.05 * bound
+
+
+def test_a_plain_network_takes_half_of_its_hidden_units_to_fire():
+    first, second, last = (m for m in PlainMLP((784, 300, 200, 50)) if isinstance(m, torch.nn.Linear))
+    bounds = [(2 / 300) ** 0.5, (2 / 200) ** 0.5]
+    assert all(fills(m.weight, bound) for m, bound in zip((first, second, last), [1 / 28, *bounds], strict=True))
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_a_network_drawn_as_keras_does(heads):
+    model = si_train.MultiHead((300, 200), 50, heads)
+    draw_as_keras(model)
+    weights = [p for p in model.parameters() if p.dim() == 2]
+    drawn = [w for w in weights if w.any()]
+    assert not any(p.any() for p in model.parameters() if p.dim() == 1) and len(drawn) == (3 if heads == 1 else 2)
+    assert all(fills(w, (6 / sum(w.shape)) ** 0.5) for w in drawn)
+
+
+def test_permutations_of_the_run(tiny, mnist):
+    """Bain's differ from seed to seed; Numenta's never do."""
+    for name, added in (("context_mean_10", 3), ("prototype_10", 0)):
+        config = tiny(name)
+        tasks = train.Run(config, State(config.to_dict(), 3, 1), mnist).tasks
+        for mine, theirs in zip(tasks.permutations, permutations(config.tasks, 42 + added), strict=True):
+            assert torch.equal(mine, theirs)
 
 
 def test_networks_without_dendrites_or_winners(tiny):

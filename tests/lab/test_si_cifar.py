@@ -47,6 +47,8 @@ def test_the_network():
     assert shapes == [(32, 3, 3, 3), (32, 32, 3, 3), (64, 32, 3, 3), (64, 64, 3, 3), (512, 2304)]
     assert [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)] == [0.25, 0.25, 0.5]
     assert (model(torch.rand(2, 3, 32, 32), 5) == 0).all() and len(model.heads) == 6
+    glorot = (6 / (2304 + 512)) ** 0.5
+    assert 0.99 * glorot < model.body[-3].weight.abs().max() <= glorot
 
 
 def of_seed(data, name, seed=0):
