@@ -16,7 +16,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import plot
-from dendrite_lab import published, report
+from dendrite_lab import judged, published, report
 from dendrite_lab.results import as_configured, rows_of
 
 OURS = "ours"
@@ -174,7 +174,7 @@ The kernels named here are the {KERNELS_NAMED} furthest above their roofs; the e
 
 
 def by_experiment(rows: list[dict]) -> dict[str, list[dict]]:
-    return report.grouped([row for row in rows if as_configured(row)], lambda row: row["experiment"])
+    return judged.grouped([row for row in rows if as_configured(row)], lambda row: row["experiment"])
 
 
 def short_of_published(rows: list[dict]) -> list[tuple[str, float, float]]:
@@ -189,12 +189,23 @@ def experiments(rows: list[dict]) -> str:
     lines = []
     for name, group in by_experiment(rows).items():
         accuracies = [row["accuracy"] for row in group]
-        ends, theirs = report.interval(accuracies), published.ACCURACY.get(name)
-        between = "-" if ends is None else f"{100 * ends[0]:.2f} to {100 * ends[1]:.2f}"
+        theirs, trials = published.ACCURACY.get(name), published.trials(name)
         told = "-" if theirs is None else f"{100 * theirs:.2f}"
-        seconds = mean(row["train_seconds"] for row in group)
-        lines.append((f"`{name}`", len(group), f"{100 * mean(accuracies):.2f}", between, told, f"{seconds:.0f} s"))
-    return markdown(("experiment", "seeds", "ours", "95 % of the mean", "published", "training"), lines)
+        runs = f"{len(group)} of {trials}" if trials else len(group)
+        seconds = f"{mean(row['train_seconds'] for row in group):.0f} s"
+        ours = f"{100 * mean(accuracies):.2f}", judged.in_words(accuracies)
+        lines.append((f"`{name}`", runs, *ours, told, seconds))
+    headings = ("experiment", "runs, of the source's", "ours", judged.INTERVAL, "published", "training")
+    return "\n".join([markdown(headings, lines), "", *(f"- {note}" for note in report.notes(rows)), "", beyond(rows)])
+
+
+def beyond(rows: list[dict]) -> str:
+    lines = [
+        (f"`{name}`", f"{100 * mean(values):.2f}", judged.in_words(values), f"{100 * theirs:.2f}", why)
+        for name, values, theirs, why in judged.beyond(rows)
+    ]
+    told = "The published value lies beyond the interval (of a single run, a point or more from it) of:"
+    return f"{told}\n\n{markdown(('experiment', 'ours', judged.INTERVAL, 'published', 'why'), lines)}"
 
 
 def write_all(folder: Path) -> None:

@@ -144,7 +144,7 @@ def test_the_committed_rows_make_both_pages(tmp_path):
     drawn = set(re.findall(r"_generated/(\w+\.svg)", text))
     assert drawn and all((tmp_path / name).stat().st_size > 1000 for name in drawn)
     assert "## Where we lose" in text
-    assert "| `prototype_10` | 8 | 94.93 | 94.67 to 95.15 | 94.55 |" in (tmp_path / "experiments.md").read_text()
+    assert "| `prototype_10` | 8 of 8 | 94.93 | 94.67-95.15 | 94.55 |" in (tmp_path / "experiments.md").read_text()
 
 
 # ---- the build ------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 from . import published
 from .config import EXPERIMENTS
 from .figures import saved
-from .report import grouped, interval
+from .judged import grouped, interval
 from .results import as_configured
 from .si_cifar import SICIFAR
 from .split_cifar import SplitCIFAR
@@ -25,7 +25,8 @@ def draw_all(rows: list[dict], folder: Path) -> list[Path]:
         ours = [row for row in named if isinstance(EXPERIMENTS[row["experiment"]], kind)]
         for dataset, some in grouped(ours, lambda row: row["config"]["dataset"]).items():
             for what, draw in figures.items():
-                paths.append(saved(draw(some, SHORT[dataset]), folder / f"{name}_{dataset}{what}.png"))
+                title = f"{SHORT[dataset]}, at most {some[0]['config']['epochs']} epochs a task"
+                paths.append(saved(draw(some, title), folder / f"{name}_{dataset}{what}.png"))
     return paths
 
 

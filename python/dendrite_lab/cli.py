@@ -22,7 +22,7 @@ from .claims import check_may_start, forget, state_path
 from .config import EXPERIMENTS, LARGEST_SEED, Configuration, experiment
 from .errors import LabError, sentence_of
 from .jobs import End, Failed, Job, Step, here
-from .results import as_configured, finished, known_rows, one_a_run, read_rows
+from .results import as_configured, finished, known_rows, one_a_run, read_rows, with_twins
 
 app = typer.Typer(
     help="Experiments with active dendrites networks on dendrite_kernels.",
@@ -203,7 +203,7 @@ def sweep(
     by side with itself: a run that another command has is passed over.
     """
     limit = sweeps.seconds(budget)
-    rows = known_rows(out)
+    rows = with_twins(known_rows(out))
     planned_runs = sweeps.read_plan(plan)
     todo = sweeps.missing(planned_runs, rows)
     for name in {name for name, _ in planned_runs}:
@@ -254,9 +254,10 @@ def report(
     from . import cifar_figures, figures, si_figures, tickets_figures
     from . import report as reports
 
-    rows = one_a_run(known_rows(out) if committed else read_rows(out))
+    rows = one_a_run(with_twins(known_rows(out) if committed else read_rows(out)))
     for table in (
         reports.table(rows),
+        reports.beyond_table(rows),
         reports.clusters_table(rows),
         reports.overlap_table(rows),
         reports.tickets_table(rows),

@@ -86,4 +86,4 @@ def build_conv_net(config, seed: int) -> PlainConvNet | SparseConvNet:
     if config.plain:
         return PlainConvNet(config.classes_per_task)
     shares = (config.conv_percent_on, config.fc_percent_on, config.weight_density)
-    return SparseConvNet(config.classes_per_task, *shares, config.segments, config.tasks, 1 / config.tasks)
+    return SparseConvNet(config.classes_per_task, *shares, config.segments, config.dim_context, config.context_density)

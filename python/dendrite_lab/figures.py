@@ -15,7 +15,7 @@ from . import published
 from .config import EXPERIMENTS
 from .errors import naming
 from .experiment import Experiment
-from .report import grouped, interval
+from .judged import grouped, interval
 from .results import as_configured
 
 TITLES = {
@@ -48,9 +48,10 @@ def draw_all(rows: list[dict], folder: Path) -> list[Path]:
     named = [row for row in rows if as_configured(row) and isinstance(EXPERIMENTS[row["experiment"]], Experiment)]
     paths = [against_tasks(named, families, folder / f"{name}.png") for name, families in AGAINST_TASKS.items()]
     paths += [clusters(named, folder / "clusters.png"), sweeps(named, folder / "sweeps.png")]
-    curves_of = [row for row in named if has_curve(row)]
-    if curves_of:
-        paths.append(curves(curves_of, folder / "curves.png"))
+    for of_contexts, name in ((True, "contexts"), (False, "curves")):
+        found = [row for row in named if has_curve(row) and row["family"].startswith("context_") is of_contexts]
+        if found:
+            paths.append(curves(found, folder / f"{name}.png"))
     for row in rows:
         if "activations" in row and (folder / row["activations"]).exists():
             paths.append(heat_map(folder / row["activations"], row, folder / f"{Path(row['activations']).stem}.png"))
@@ -109,12 +110,20 @@ def sweeps(rows: list[dict], path: Path) -> Path:
 
 
 def curves(rows: list[dict], path: Path) -> Path:
-    """After every evaluation: mean accuracy over the tasks so far, and accuracy on the latest."""
+    """After every evaluation: mean accuracy over the tasks so far, and on the latest, each with its interval; the
+    published mean (-) after the last (Bain 2022, figure 8).
+    """
     figure, (running, latest) = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True, constrained_layout=True)
     for name, group in grouped(rows, lambda row: row["experiment"]).items():
         for axes, value in ((running, mean), (latest, lambda accuracies: accuracies[-1])):
-            line = curve_of(group, value)
-            axes.plot(*zip(*line.items(), strict=True), ".-", lw=1, label=name)
+            found = curve_of(group, value)
+            (line,) = axes.plot(
+                list(found), [mean(v) for v in found.values()], ".-", lw=1, label=f"{name} ({len(group)})"
+            )
+            ends = [interval(values) or (values[0], values[0]) for values in found.values()]
+            axes.fill_between(list(found), *zip(*ends, strict=True), color=line.get_color(), alpha=0.2)
+        if name in published.ACCURACY:
+            running.plot(group[0]["config"]["tasks"], published.ACCURACY[name], "_", ms=14, color=line.get_color())
     running.set(xlabel="tasks so far", ylabel="accuracy", title="mean over all tasks so far")
     latest.set(xlabel="tasks so far", title="latest task")
     running.grid(alpha=0.3)
@@ -122,11 +131,10 @@ def curves(rows: list[dict], path: Path) -> Path:
     return _finished(figure, latest, path)
 
 
-def curve_of(rows: list[dict], value) -> dict[int, float]:
-    """tasks seen -> mean over the rows of value(accuracy by task), where any row was evaluated."""
+def curve_of(rows: list[dict], value) -> dict[int, list[float]]:
+    """tasks seen -> value(accuracy by task) of each row that was evaluated there."""
     seen = sorted({int(key) for row in rows for key in row["accuracy_by_task"]})
-    found = {s: [value(r["accuracy_by_task"][str(s)]) for r in rows if str(s) in r["accuracy_by_task"]] for s in seen}
-    return {s: mean(values) for s, values in found.items()}
+    return {s: [value(r["accuracy_by_task"][str(s)]) for r in rows if str(s) in r["accuracy_by_task"]] for s in seen}
 
 
 def heat_map(activations: Path, row: dict, path: Path) -> Path:

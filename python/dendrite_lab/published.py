@@ -72,6 +72,16 @@ ACCURACY |= {
 }
 
 
+# how an experiment's name begins: the trials that its published number is the mean of
+_TRIALS = {"context_": 5, "split_cifar100_": 5, "tickets_": 8, "si_split_mnist": 10, "si_split_cifar": 5}
+_TRIALS |= dict.fromkeys(("prototype_", "si_prototype_", "construct_", "active_", "sparse_", "three_", "ten_"), 8)
+
+
+def trials(name: str) -> int | None:
+    """The runs of an experiment in its source; None where that is not said."""
+    return next((count for start, count in _TRIALS.items() if name.startswith(start)), None)
+
+
 def name_of(family: str, tasks: int) -> str:
     """The name of a family's experiment on so many tasks."""
     return f"prototype_{tasks}_segments_10" if family == "prototype_segments_10" else f"{family}_{tasks}"

@@ -2,42 +2,24 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 
 import numpy as np
 from rich.table import Column, Table
 from rich.text import Text
-from scipy.stats import bootstrap
 
 from . import datasets, published
 from .config import EXPERIMENTS
 from .configuration import as_typed
+from .judged import INTERVAL, beyond, grouped, in_words
 from .results import as_configured, changes_in
-from .sweep import estimate
-
-
-def interval(values: list[float]) -> tuple[float, float] | None:
-    """The bootstrap 95 % interval of the mean (percentiles of 9,999 resamples, drawn alike each time); None of one."""
-    if len(values) < 2:
-        return None
-    found = bootstrap((np.asarray(values),), np.mean, method="percentile", rng=np.random.default_rng(0))
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
-
-
-def grouped(rows: list[dict], key: Callable[[dict], object]) -> dict:
-    """Rows by key, in the order of the keys."""
-    groups = defaultdict(list)
-    for row in rows:
-        groups[key(row)].append(row)
-    return dict(sorted(groups.items()))
+from .sweep import PLAN, estimate, read_plan
 
 
 def table(rows: list[dict]) -> Table:
     """Mean accuracy by experiment, with its interval, seeds, times and the published value."""
-    headings = ("seeds", "ours", "95 %", "published", "diff.", "train + test")
+    headings = ("runs", "ours", INTERVAL, "published", "diff.", "train + test")
     # where a terminal is narrow, a name is folded and no number is cut
     name_column = Column("experiment", overflow="fold")
     columns = [name_column, *(Column(h, justify="right", no_wrap=True) for h in headings)]
@@ -45,7 +27,9 @@ def table(rows: list[dict]) -> Table:
     for name, group in grouped(rows, lambda row: row["experiment"]).items():
         for words, some in grouped(group, _changes_in_words).items():
             value = None if words else published.ACCURACY.get(name)
-            out.add_row(Text(f"{name} (--set){words}" if words else name), *_cells(some, value))
+            trials = None if words else published.trials(name)
+            of = f" of {trials}" if trials else ""
+            out.add_row(Text(f"{name} (--set){words}" if words else name), f"{len(some)}{of}", *_cells(some, value))
     return out
 
 
@@ -64,11 +48,22 @@ def _tupled(value):
 
 def _cells(rows: list[dict], value: float | None) -> list[str]:
     accuracies = [row["accuracy"] for row in rows]
-    ours, ends = mean(accuracies), interval(accuracies)
-    between = "-" if ends is None else "-".join(f"{100 * end:.2f}" for end in ends)
+    ours = mean(accuracies)
     versus = ["-", "-"] if value is None else [f"{100 * value:.2f} %", f"{100 * (ours - value):+.2f}"]
     times = " + ".join(f"{mean(row[key] for row in rows):.0f}" for key in ("train_seconds", "eval_seconds"))
-    return [str(len(rows)), f"{100 * ours:.2f} %", between, *versus, f"{times} s"]
+    return [f"{100 * ours:.2f} %", in_words(accuracies), *versus, f"{times} s"]
+
+
+def beyond_table(rows: list[dict]) -> Table | None:
+    """The experiments whose published value lies beyond their interval, and why."""
+    found = beyond(rows)
+    if not found:
+        return None
+    columns = ("experiment", Column("ours"), INTERVAL, "published", "why")
+    out = Table(*columns, title="beyond their interval", padding=(0, 0), pad_edge=False)
+    for name, values, theirs, why in found:
+        out.add_row(name, f"{100 * mean(values):.2f}", in_words(values), f"{100 * theirs:.2f}", why)
+    return out
 
 
 def clusters_table(rows: list[dict]) -> Table | None:
@@ -76,9 +71,12 @@ def clusters_table(rows: list[dict]) -> Table | None:
     found = [row for row in rows if "clusters" in row and as_configured(row)]
     if not found:
         return None
-    out = Table("experiment", "ours", "published", title="clusters found", padding=(0, 0), pad_edge=False)
+    columns = ("experiment", "runs", "ours", INTERVAL, "published")
+    out = Table(*columns, title="clusters found", padding=(0, 0), pad_edge=False)
     for name, group in grouped(found, lambda row: row["experiment"]).items():
-        out.add_row(name, f"{mean(row['clusters'] for row in group):.2f}", f"{published.CLUSTERS[name]:g}")
+        counts = [row["clusters"] for row in group]
+        spread = in_words(counts, scale=1)
+        out.add_row(name, str(len(counts)), f"{mean(counts):.2f}", spread, f"{published.CLUSTERS[name]:g}")
     return out
 
 
@@ -106,7 +104,7 @@ def tickets_table(rows: list[dict]) -> Table | None:
     found = [row for row in rows if "winning" in row and as_configured(row)]
     if not found:
         return None
-    columns = ("experiment", "seeds", "weights left", "winning (95 %)", "random (95 %)")
+    columns = ("experiment", "runs", "weights left", f"winning, {INTERVAL}", f"random, {INTERVAL}")
     out = Table(*columns, title="lottery tickets, test accuracy, %", padding=(0, 0), pad_edge=False)
     for name, group in grouped(found, lambda row: row["experiment"]).items():
         config = EXPERIMENTS[name]
@@ -118,9 +116,8 @@ def tickets_table(rows: list[dict]) -> Table | None:
 
 
 def _mean_and_interval(accuracies: list[float]) -> str:
-    ends = interval(accuracies)
-    between = "" if ends is None else f" ({'-'.join(f'{100 * end:.2f}' for end in ends)})"
-    return f"{100 * mean(accuracies):.2f}{between}"
+    between = in_words(accuracies)
+    return f"{100 * mean(accuracies):.2f}" + ("" if between == "-" else f" {between}")
 
 
 def _kinds(level: int) -> tuple[str, ...]:
@@ -142,11 +139,11 @@ def not_drawn(rows: list[dict], folder: Path) -> list[str]:
 def not_run(rows: list[dict]) -> Table:
     """Every published or named row that has no result, and why."""
     out = Table("not run", "why", padding=(0, 0), pad_edge=False)
-    run = {row["experiment"] for row in rows if as_configured(row)}
+    run, planned = {row["experiment"] for row in rows if as_configured(row)}, {name for name, _ in read_plan(PLAN)}
     for name, config in EXPERIMENTS.items():
         if name not in run:
-            cost = f"about {estimate(config, rows) / 60:.1f} min a seed"
-            out.add_row(name, f"no rows yet: {cost}{_hindrance(config.dataset)}")
+            why = "planned" if name in planned else "not in the plan of two cores"
+            out.add_row(name, f"{why}: about {estimate(config, rows) / 60:.1f} min a seed{_hindrance(config.dataset)}")
     for family, why in published.NOT_RUNNABLE.items():
         out.add_row(f"{family}_N", why)
     return out

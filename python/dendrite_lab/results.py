@@ -131,6 +131,28 @@ def one_a_run(rows: list[dict]) -> list[dict]:
     return list(kept.values())
 
 
+def with_twins(rows: list[dict]) -> list[dict]:
+    """The rows, and each again under the other names of its configuration: points that two sweeps share."""
+    names: dict[str, list[str]] = {}
+    for name, config in EXPERIMENTS.items():
+        names.setdefault(_nameless(config.to_dict()), []).append(name)
+    there, out = {(row["experiment"], row["seed"]) for row in rows if as_configured(row)}, list(rows)
+    for row in rows:
+        for name in names.get(_nameless(row["config"]), ()) if as_configured(row) else ():
+            if (name, row["seed"]) not in there:
+                config = {**row["config"], "name": name, "family": EXPERIMENTS[name].family}
+                out.append({**row, "experiment": name, "family": config["family"], "config": config})
+                there.add((name, row["seed"]))
+    return out
+
+
+def _nameless(config: dict) -> str:
+    """What of a configuration changes a number of the last evaluation."""
+    return json.dumps(
+        {k: v for k, v in config.items() if k not in ("name", "family", "evaluate_after")}, sort_keys=True
+    )
+
+
 def _evaluations(row: dict) -> int:
     return len(row.get("accuracy_by_task", ()))
 

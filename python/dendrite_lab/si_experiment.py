@@ -72,6 +72,11 @@ class SIExperiment(Configuration):
         weights = sum(a * b for a, b in pairwise((IMAGE_PIXELS, *self.hidden)))
         return 0.002 + 6 * self.batch_size * weights / 1e11
 
+    @property
+    def note(self) -> str | None:
+        """What of it is not the source's."""
+        return "ours, where the source is silent: SGD's rate of 0.1" if self.optimizer == "sgd" else None
+
     def describe(self) -> str:
         return f"mean accuracy over {self.tasks} tasks"
 
@@ -99,7 +104,6 @@ def _experiments() -> dict[str, SIExperiment]:
         *("si_permuted_mnist_10", "si_permuted_mnist", "permuted_mnist", 10, (2000, 2000), 0.1, 0.1, 256, 20, "run"),
         init="keras",
     )
-    # the paper has no learning rate for SGD; this one is ours
     sgd = replace(permuted, c=0.0, optimizer="sgd", lr=0.1)
     changed = [
         (split, "c0", replace(split, c=0.0)),

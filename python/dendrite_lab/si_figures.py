@@ -11,7 +11,7 @@ import numpy as np
 from . import published
 from .config import EXPERIMENTS
 from .figures import saved
-from .report import grouped
+from .judged import grouped
 from .results import as_configured
 from .si_experiment import SIExperiment
 

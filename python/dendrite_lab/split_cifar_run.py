@@ -53,9 +53,7 @@ class SplitRun:
         self.config, self.state, self.data = config, state, data
         self.classes = drawn_classes(data.classes, config.tasks, config.classes_per_task, state.seed)
         self.model = build_conv_net(config, state.seed)
-        self.contexts = (
-            torch.eye(config.tasks) if config.context == "onehot" else torch.zeros(config.tasks, config.tasks)
-        )
+        self.contexts = self._contexts()
         self.augmentation = Augmentation()
         self.optimizer = self._new_optimizer()
         if state.optimizer is not None:
@@ -99,6 +97,13 @@ class SplitRun:
             options = {"lr": config.lr, "weight_decay": config.weight_decay}
             return torch.optim.Adam(self.model.parameters(), **options, fused=True)
         return Adam(self.model, lr=config.lr)
+
+    def _contexts(self) -> Tensor:
+        """[tasks, dim_context]"""
+        if self.config.context == "mean":
+            trained = (self._split(task)[0][0] for task in range(self.config.tasks))
+            return torch.stack([normalised(images.float() / 255).mean(0).flatten() for images in trained])
+        return torch.eye(self.config.tasks) * (self.config.context == "onehot")
 
     def _context(self, task: int) -> Tensor | None:
         return self.contexts[task : task + 1] if self.config.segments else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from statistics import mean
 
@@ -11,8 +12,8 @@ from . import datasets
 from .config import EXPERIMENTS
 from .figures import saved
 from .images import MEAN, STD
+from .judged import grouped, interval
 from .noise import bright_pixels, pixel_order, pixels_of
-from .report import grouped, interval
 from .results import as_configured
 from .tickets import flat_images
 from .tickets_experiment import Tickets
@@ -25,14 +26,19 @@ def draw_all(rows: list[dict], folder: Path) -> list[Path]:
     ours = [r for r in rows if as_configured(r) and isinstance(EXPERIMENTS[r["experiment"]], Tickets)]
     paths = []
     for name, group in grouped(ours, lambda row: row["experiment"]).items():
-        paths.append(saved(by_density(group, name), folder / f"{name}.png"))
-        paths.append(saved(under_noise(group, name), folder / f"{name}_noise.png"))
+        paths.append(saved(by_density(group, titled(name)), folder / f"{name}.png"))
+        paths.append(saved(under_noise(group, titled(name)), folder / f"{name}_noise.png"))
     for dataset, group in grouped(ours, lambda row: row["config"]["dataset"]).items():
         if datasets.is_here(dataset):
             images = datasets.load(dataset).test_images
             shares = max((row["config"]["noise"] for row in group), key=len)
             paths.append(saved(examples(images, shares, dataset), folder / f"noise_{dataset}.png"))
     return paths
+
+
+def titled(name: str) -> str:
+    """An experiment's name and, below, what a reader must know of it."""
+    return "\n".join((name, *textwrap.wrap(EXPERIMENTS[name].note or "", 80)))
 
 
 def examples(images, shares: list[float], title: str):
@@ -66,7 +72,8 @@ def by_density(rows: list[dict], title: str):
         left = [100 * found[0]["density"] for found in levels]
         accuracies = [[one["accuracy"] for one in found] for found in levels]
         _line(axes, left, accuracies, f"{kind} ({len(rows)})")
-    axes.set(xscale="log", xlabel="weights left, %", ylabel="test accuracy", title=title)
+    axes.set(xscale="log", xlabel="weights left, %", ylabel="test accuracy")
+    axes.set_title(title, fontsize="small")
     axes.invert_xaxis()
     axes.grid(alpha=0.3)
     axes.legend()
@@ -83,7 +90,8 @@ def under_noise(rows: list[dict], title: str):
                 continue
             name = "dense" if found[0]["density"] == 1 else f"{kind}, {100 * found[0]['density']:.0f} %"
             _line(axes, shares, list(zip(*(one["noise_accuracy"] for one in found), strict=True)), name)
-    axes.set(xlabel="share of pixels set to two deviations above the mean", ylabel="test accuracy", title=title)
+    axes.set(xlabel="share of pixels set to two deviations above the mean", ylabel="test accuracy")
+    axes.set_title(title, fontsize="small")
     axes.grid(alpha=0.3)
     axes.legend()
     return figure

@@ -1,8 +1,10 @@
 """What the report says and draws: intervals, tables, figures, what was not run."""
 
+import itertools
+
 import numpy as np
 import pytest
-from dendrite_lab import activations, figures, published, report, results
+from dendrite_lab import activations, figures, judged, published, report, results
 from dendrite_lab.config import EXPERIMENTS, experiment
 
 
@@ -13,19 +15,27 @@ def row(name, seed=0, accuracy=0.9, **more):
 
 
 def test_the_interval_is_the_percentiles_of_resampled_means():
-    """Against every resample there is: 3 values have 27, of which 2.5 % of the smallest means is value 1 alone."""
-    values = [0.90, 0.92, 0.97]
-    means = np.sort([np.mean([a, b, c]) for a in values for b in values for c in values])
-    low, high = report.interval(values)
-    assert low == pytest.approx(means[0], abs=1e-3) and high == pytest.approx(means[-1], abs=1e-3)
+    """Against every resample that there is of five values."""
+    values = [0.90, 0.92, 0.97, 0.93, 0.91]
+    means = [np.mean(some) for some in itertools.product(values, repeat=5)]
+    assert judged.interval(values) == pytest.approx(np.percentile(means, (2.5, 97.5)), abs=1e-3)
+
+
+def test_the_interval_of_a_few_runs_is_students():
+    """Three of mean 93 and deviation 3.6056; the t of two degrees of freedom that 2.5 % exceed is 4.3027."""
+    half = 4.30265 * 3.60555 / 3**0.5
+    assert judged.interval([97, 90, 92]) == pytest.approx((93 - half, 93 + half), rel=1e-5)
+    assert judged.interval([0.9, 0.9]) == (0.9, 0.9) and judged.interval([0.9]) is None
+    assert judged.in_words([10, 12], scale=1) == "(-1.71-23.71)" and judged.in_words([0.9]) == "-"
+    assert judged.in_words([0.9] * 5) == "90.00-90.00"
 
 
 def test_the_interval_of_many_is_the_normal_one():
     values = np.random.default_rng(0).normal(0.9, 0.01, 400)
     half = 1.96 * values.std() / np.sqrt(400)
-    low, high = report.interval(list(values))
+    low, high = judged.interval(list(values))
     assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.1 * half)
-    assert report.interval(list(values)) == (low, high) and report.interval([0.9]) is None
+    assert judged.interval(list(values)) == (low, high)
 
 
 def test_rows_of_an_older_version_are_as_configured():
@@ -71,8 +81,47 @@ def test_each_changed_configuration_has_a_line_that_says_what_was_changed():
         "prototype_10 (--set) hidden=64,32 lr=0.1",
         "prototype_10 (--set) hidden=64,32 lr=1.0",
     ]
-    assert column(table, 1) == ["1", "1", "2"] and column(table, 2) == ["90.00 %", "50.00 %", "60.00 %"]
+    assert column(table, 1) == ["1 of 8", "1", "2"] and column(table, 2) == ["90.00 %", "50.00 %", "60.00 %"]
     assert column(table, 4) == ["94.55 %", "-", "-"]
+
+
+def with_set(name, accuracy, seed=0, **changes):
+    made = row(name, seed, accuracy)
+    made["config"] |= changes
+    return made
+
+
+def test_what_lies_beyond_its_interval_and_why(monkeypatch):
+    """prototype_2, published as 97.47: of three runs by t, of one by a point; the explanation's own test beside."""
+    tested = judged.Explanation("Because.", "prototype_2", (("epochs", 5), ("lr", 0.001)))
+    monkeypatch.setattr(judged, "EXPLAINED", {"prototype_2": tested})
+    few = [row("prototype_2", seed, accuracy) for seed, accuracy in enumerate((0.949, 0.95, 0.951))]
+    assert judged.beyond(few) == [("prototype_2", [0.949, 0.95, 0.951], 0.974744, "Because.")]
+    some = [with_set("prototype_2", accuracy, seed, epochs=5, lr=0.001) for seed, accuracy in ((0, 0.97), (1, 0.98))]
+    others = [with_set("prototype_2", 0.1, epochs=5), with_set("prototype_5", 0.1, epochs=5, lr=0.001)]
+    why = judged.beyond([*few, *some, *others])[0][3]
+    assert why == "Because. prototype_2 --set epochs=5 --set lr=0.001: 97.50 % (2 runs)."
+    assert judged.beyond([*few, row("prototype_2", 3, 0.98)]) == []  # within
+    assert judged.beyond([row("prototype_5", 0, 0.9636 - 0.0099)]) == []
+    assert judged.beyond([row("prototype_5", 0, 0.9636 + 0.0101)])[0][3] == "unexplained"
+    assert report.beyond_table([]) is None and report.beyond_table(few).row_count == 1
+
+
+def test_every_explanation_is_of_a_published_number_and_tested_by_an_experiment():
+    for name, why in judged.EXPLAINED.items():
+        assert name in published.ACCURACY
+        if why.experiment:
+            experiment(why.experiment, {key: str(value) for key, value in why.changes})
+
+
+def test_rows_stand_for_equal_configurations_of_other_names():
+    rows = [row("prototype_10", 0, 0.9), row("prototype_10", 1, 0.8), row("sweep_percent_on_0.05_tasks_10", 1, 0.7)]
+    twins = results.with_twins([*rows, with_set("prototype_10", 0.1, lr=1.0)])[4:]
+    of = [(twin["experiment"], twin["family"], twin["seed"], twin["accuracy"]) for twin in twins]
+    assert of == [("sweep_percent_on_0.05_tasks_10", "sweep_percent_on", 0, 0.9)]
+    assert all(results.as_configured(twin) for twin in twins)
+    names = {twin["experiment"] for twin in results.with_twins([row("sweep_segments_10_tasks_10")])}
+    assert names == {f"sweep_{what}_tasks_10" for what in ("segments_10", "percent_on_0.1", "weight_sparsity_0.5")}
 
 
 def test_what_was_not_run_is_listed_with_why():
@@ -81,7 +130,8 @@ def test_what_was_not_run_is_listed_with_why():
     assert set(why) == set(EXPERIMENTS) - {"prototype_10"} | {f"{f}_N" for f in published.NOT_RUNNABLE}
     assert why["xdg_N"] == "a number from the literature"
     # 5 x 234 steps as the measured ones, which took 300 s for 7,020, and seven passes of a quarter second: 51.75 s
-    assert why["prototype_5"] == "no rows yet: about 0.9 min a seed"
+    assert why["prototype_5"] == "planned: about 0.9 min a seed"
+    assert why["prototype_100"].startswith("planned: ") and why["si_prototype_100"].startswith("not in the plan")
 
 
 def test_what_needs_cifar_100_says_that_it_is_not_here(tmp_path, monkeypatch):
@@ -96,7 +146,8 @@ def test_what_needs_cifar_100_says_that_it_is_not_here(tmp_path, monkeypatch):
 
 def test_clusters_beside_the_published():
     table = report.clusters_table([row("construct_prototype_10", s, clusters=c) for s, c in ((0, 10), (1, 13))])
-    assert [column(table, i)[0] for i in range(3)] == ["construct_prototype_10", "11.50", "11.375"]
+    want = ["construct_prototype_10", "2", "11.50", "(-7.56-30.56)", "11.375"]
+    assert [column(table, i)[0] for i in range(5)] == want
     assert report.clusters_table([row("prototype_10")]) is None
 
 
@@ -107,10 +158,10 @@ def test_overlap_of_tasks_by_layer():
     assert report.overlap_table([row("prototype_10")]) is None
 
 
-def test_curves_average_the_runs_that_were_evaluated_there():
+def test_curves_are_of_the_runs_that_were_evaluated_there():
     rows = [{"accuracy_by_task": {"1": [0.9], "2": [0.8, 1.0]}}, {"accuracy_by_task": {"2": [0.4, 0.6], "10": [0.1]}}]
-    assert figures.curve_of(rows, np.mean) == pytest.approx({1: 0.9, 2: 0.7, 10: 0.1})
-    assert figures.curve_of(rows, lambda accuracies: accuracies[-1]) == pytest.approx({1: 0.9, 2: 0.8, 10: 0.1})
+    assert figures.curve_of(rows, np.mean) == {1: [0.9], 2: [pytest.approx(0.9), 0.5], 10: [0.1]}
+    assert figures.curve_of(rows, lambda accuracies: accuracies[-1]) == {1: [0.9], 2: [1.0, 0.6], 10: [0.1]}
 
 
 @pytest.fixture
@@ -139,7 +190,7 @@ def test_every_figure_shows_what_was_measured_beside_the_published(tmp_path, dra
         recorded,
     ]
     paths = figures.draw_all(rows, tmp_path)
-    names = ["accuracy", "ablations", "found_contexts", "clusters", "sweeps", "curves", "x.activations"]
+    names = ["accuracy", "ablations", "found_contexts", "clusters", "sweeps", "contexts", "x.activations"]
     assert [p.name for p in paths] == [f"{name}.png" for name in names]
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in paths)
     (accuracy,) = drawn["accuracy.png"]
@@ -150,7 +201,7 @@ def test_every_figure_shows_what_was_measured_beside_the_published(tmp_path, dra
     assert drawn["clusters.png"][0]["ours"] == [[10, 12]] and [50, 56.75] in drawn["clusters.png"][0]["published"]
     assert drawn["sweeps.png"][0]["ours, 10 tasks"] == [[20, 0.77]]
     assert [100, 0.8355] in drawn["sweeps.png"][0]["published, 50 tasks"]
-    assert drawn["curves.png"][1]["context_zeros_10"][9] == [10, 0.9]
+    assert drawn["contexts.png"][1]["context_zeros_10 (1)"][9] == [10, 0.9]
 
 
 def test_a_curve_is_drawn_of_rows_that_were_evaluated_after_every_task():

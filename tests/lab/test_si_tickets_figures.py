@@ -120,7 +120,9 @@ def test_the_table_of_tickets():
     table = report.tickets_table([tickets_row(0, 0.0), tickets_row(1, 0.002)])
     cells = [list(column.cells) for column in table.columns]
     assert cells[2] == ["100.0 %", "30.1 %", "3.1 %", "1.1 %"]
-    assert cells[3][0] == "98.10 (98.00-98.20)" and cells[4][1] == "88.10 (88.00-88.20)"  # of two runs: both
+    assert (
+        cells[3][0] == "98.10 (96.83-99.37)" and cells[4][1] == "88.10 (86.83-89.37)"
+    )  # t 12.71, deviation 0.1 * 2**0.5
     assert [cell.split()[0] for cell in cells[3]] == ["98.10", "97.20", "95.50", "94.70"]
     assert [cell.partition(" ")[0] for cell in cells[4]] == ["", "88.10", "71.10", "63.10"]
     assert report.tickets_table([row("prototype_10")]) is None

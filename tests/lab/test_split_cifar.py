@@ -10,11 +10,13 @@ from dendrite_lab import grid, split_cifar_run
 from dendrite_lab.cifar import CIFAR
 from dendrite_lab.config import experiment
 from dendrite_lab.errors import LabError
+from dendrite_lab.images import MEAN, STD
 from dendrite_lab.split_cifar_run import EarlyStop, SplitRun, SplitState
 from dendrite_lab.state import TaskState
 from resuming import resumes_to_the_same
 
 from dendrite_kernels.optim import Adam
+from dendrite_kernels.testing import assert_close
 
 NETWORKS = ("cnn", "sparse", "adn")
 # lr, batch, weight decay, active in convolutions, active in linear layers, weight density (Bain 2022, appendix A.3)
@@ -58,7 +60,8 @@ def test_the_table(line, dataset):
 
 def test_the_tasks_and_what_stands_in_for_them():
     full, small = experiment("split_cifar100_cnn"), experiment("split_cifar10_cnn")
-    assert (full.tasks, full.classes_per_task, full.task_samples, full.note) == (10, 10, 5000, None)
+    assert (full.tasks, full.classes_per_task, full.task_samples) == (10, 10, 5000)
+    assert full.note.startswith("ours, where the source is silent: at most 200 epochs")
     assert (small.tasks, small.classes_per_task, small.task_samples) == (5, 2, 10000)
     assert "not the paper's experiment" in small.note and "5 2-way tasks, at most 5 epochs" in small.note
     assert small.steps == 5 * 5 * (9000 // 64) and small.evaluations == 1 + 2 + 3 + 4 + 5
@@ -118,6 +121,12 @@ def test_optimizers_and_contexts_of_the_networks(data):
     assert runs["sparse"]._context(1) is None and runs["adn"]._context(1).tolist() == [[0, 1, 0]]
     zeros = SplitRun(tiny("adn", context="zeros"), SplitState({"tasks": 3}, 0, 1), data)
     assert zeros._context(1).tolist() == [[0, 0, 0]]
+    of_means = SplitRun(tiny("adn", context="mean"), SplitState({"tasks": 3}, 0, 1), data)
+    (images, _), _ = of_means._split(1)
+    pixels = (images / 255).mean(0)
+    want = (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    assert_close(of_means._context(1), want.flatten()[None], terms=len(images))
+    assert of_means.model.linear[0].segments.weights.shape[2] == 3072
 
 
 def test_a_task_has_its_classes_and_holds_some_images_out(data):

@@ -42,6 +42,7 @@ def test_a_line_that_is_none_is_named(tmp_path, line):
 
 
 def test_the_committed_plan():
+    """It has at least what was asked for."""
     seeds = {}
     for name, _ in sweep.read_plan(sweep.PLAN):
         seeds[name] = seeds.get(name, 0) + 1
@@ -59,7 +60,7 @@ def test_the_committed_plan():
     want |= {
         f"tickets_{name}": seeds for name, seeds in (("fc", 3), ("fc_short", 3), ("lenet5", 1), ("lenet5_short", 1))
     }
-    assert seeds == want
+    assert {name: seeds.get(name) for name in want} == want
 
 
 def test_only_rows_of_the_experiment_as_named_are_done():
