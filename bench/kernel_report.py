@@ -2,7 +2,8 @@
 
 Each launcher of Triton's is run on CPU tensors with its kernels recorded instead of started, so that what is compiled
 are the very launches that a GPU would see. Exits with 1 where a kernel spills registers to local memory, takes more
-shared memory than the chip has, or reads its rows by less than 16 bytes where it is meant to.
+shared memory than the chip has, reads its rows by less than 16 bytes where it is meant to, or is started in more blocks
+than a grid may have.
 
 The floor is modelled: the bytes of a launch's tensors over the chip's memory bandwidth. It was not measured.
 """
@@ -65,6 +66,7 @@ class Launch:
     """A kernel as it was called."""
 
     kernel: JITFunction
+    grid: tuple[int, ...]
     args: tuple
     options: dict
     case: str
@@ -80,6 +82,10 @@ class Launch:
     def bytes(self) -> int:
         tensors = {t.data_ptr(): t for t in self.values().values() if isinstance(t, torch.Tensor)}
         return sum(t.numel() * t.element_size() for t in tensors.values())
+
+    def too_many_blocks(self) -> bool:
+        """On an axis of the grid, of which only the first may be long."""
+        return any(blocks > most for blocks, most in zip(self.grid, (2**31 - 1, 65_535, 65_535), strict=False))
 
     def source(self) -> ASTSource:
         """Signature and specialisation as a call would give them."""
@@ -104,7 +110,7 @@ def recorded(case: str, launches: list[Launch]):
             self.kernel = kernel
 
         def __getitem__(self, grid):
-            return lambda *args, **options: launches.append(Launch(self.kernel, args, options, case))
+            return lambda *args, **options: launches.append(Launch(self.kernel, grid, args, options, case))
 
     kernels = [(m, name, f) for m in MODULES for name, f in vars(m).items() if isinstance(f, JITFunction)]
     for module, name, kernel in kernels:
@@ -138,6 +144,8 @@ def all_launches() -> list[Launch]:
         if dtype == wide:
             with recorded(short, launches):
                 _steps(dtype)
+    with recorded("fp32, an image's values", launches):  # kwinners2d's rows: compiled as above, on a larger grid
+        _winners(8, 64 * 224 * 224, torch.float32, torch.float32)
     return launches
 
 
@@ -314,8 +322,8 @@ def main() -> None:
     parser.add_argument("--only", choices=["triton", "cuda"], help="the kernels of one backend")
     args = parser.parse_args()
     work = cuda_work([c for c in args.chips if c in CUDA_CHIPS]) if args.only != "triton" else []
-    if args.only != "cuda":
-        work += [(launch, chip) for launch in distinct(all_launches()) for chip in args.chips]
+    launches = all_launches() if args.only != "cuda" else []
+    work += [(launch, chip) for launch in distinct(launches) for chip in args.chips]
     rows = [row for part in compile_all(work) for row in part]
     if args.json:
         print("\n".join(json.dumps(row) for row in rows))
@@ -334,7 +342,10 @@ def main() -> None:
     wrong = [row for row in rows if row["problems"]]
     for row in wrong:
         print(f"{row['kernel']} ({row['case']}) on {row['chip']}: {', '.join(row['problems'])}", file=sys.stderr)
-    sys.exit(1 if wrong else 0)
+    too_large = [launch for launch in launches if launch.too_many_blocks()]
+    for launch in too_large:
+        print(f"{launch.name} ({launch.case}): no grid may have {launch.grid} blocks", file=sys.stderr)
+    sys.exit(1 if wrong or too_large else 0)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """The one place where a backend is chosen.
 
 An op asks `choose(op, device)` for the module whose function of the same name fills the outputs. In order: the
-`use_backend` context, the DENDRITE_BACKEND environment variable, then the first of DEVICE_ORDER that can run it.
+`use_backend` context, the DENDRITE_BACKEND environment variable, then the first of DEVICE_ORDER that can run it. A
+backend of GPUs that the variable names is for tensors there: those on the CPU, where models are made, keep their own.
 """
 
 from __future__ import annotations
@@ -60,17 +61,23 @@ def use_backend(name: str) -> Iterator[None]:
 
 def choose(device: torch.device) -> ModuleType:
     """The backend module for tensors on this device. Raises BackendUnavailable if a forced one can't run there."""
-    forced = _override.get() or os.environ.get("DENDRITE_BACKEND")
+    override = _override.get()
+    forced = override or os.environ.get("DENDRITE_BACKEND")
     if forced:
         _check_name(forced, "DENDRITE_BACKEND")
         reason = BACKENDS[forced].why_not(device)
-        if reason:
+        if reason is None:
+            return BACKENDS[forced]
+        if override or device.type != "cpu" or not _runs_on_a_gpu_here(forced):
             raise BackendUnavailable(f"backend {forced!r} was asked for but can't run on {device}: {reason}")
-        return BACKENDS[forced]
     for name in DEVICE_ORDER.get(device.type, ()):
         if BACKENDS[name].why_not(device) is None:
             return BACKENDS[name]
     return _reference_backend
+
+
+def _runs_on_a_gpu_here(name: str) -> bool:
+    return BACKENDS[name].why_not(torch.device("cuda", 0)) is None
 
 
 def explain(device: torch.device) -> list[tuple[str, str]]:

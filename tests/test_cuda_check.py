@@ -5,7 +5,10 @@ import sys
 from pathlib import Path
 
 import gpu_check  # of bench/
+import ops_cuda
 import pytest
+import torch
+from dendrite_lab.data import FILES
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -69,20 +72,47 @@ def test_commands_of_the_shell(tmp_path):
     )
     race = gpu_check.commands("racecheck, CUDA", tmp_path)
     assert race.startswith(f"compute-sanitizer --tool racecheck --error-exitcode 3 {sys.executable} -m pytest -x ")
+    memory = gpu_check.commands("memcheck, CUDA", tmp_path)
+    assert memory.startswith("compute-sanitizer --tool memcheck --report-api-errors no --error-exitcode 3 ")
 
 
-def test_what_is_missing(monkeypatch):
+def test_what_is_missing(monkeypatch, tmp_path):
     monkeypatch.setattr(gpu_check.shutil, "which", lambda name: "/bin/" + name)
     monkeypatch.setattr(gpu_check, "sanitizer_refuses", lambda: True)
-    assert gpu_check.missing(("pytest",)) is None
-    assert gpu_check.missing(("pytest", "no_such_module")) == "no_such_module is not there"
-    assert gpu_check.missing(("pytest", "compute-sanitizer")) == "compute-sanitizer refuses this device"
+    assert gpu_check.missing(("pytest",), tmp_path) is None
+    assert gpu_check.missing(("pytest", "no_such_module"), tmp_path) == "no_such_module is not there"
+    assert gpu_check.missing(("pytest", "compute-sanitizer"), tmp_path) == "compute-sanitizer refuses this device"
+    assert gpu_check.missing((gpu_check.MNIST,), tmp_path) == "MNIST in --data is not there"
+    for name in FILES:
+        (tmp_path / f"{name}.gz").touch()
+    assert gpu_check.missing((gpu_check.MNIST,), tmp_path) is None
+
+
+def test_the_lab_needs_no_more_than_its_stages_say():
+    """Else they would fail where they should not run."""
+    program = "import sys; sys.modules.update(dict.fromkeys(sys.argv[1:])); import dendrite_lab.cli, dendrite_lab.train"
+    others = ("matplotlib", "ray", "pytest")
+    done = subprocess.run([sys.executable, "-c", program, *others], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for name in gpu_check.LAB:
+        done = subprocess.run([sys.executable, "-c", program, name], capture_output=True, text=True)
+        assert done.returncode != 0, name
 
 
 def test_build_and_its_tests_have_time():
     names = list(gpu_check.STAGES)
     until = names[: names.index("CUDA's tests") + 1]
     assert sum(gpu_check.STAGES[name][1] for name in until) < 60 * 9
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_the_race_of_winners_is_between_alike_results(dtype):
+    """Of all that can run here; compiled code is left to the GPU."""
+    _, rivals, check, _ = ops_cuda.kwinners("cpu", 40, 300, dtype)
+    ran = [label for label in rivals if "compiled" not in label and "CUDA" not in label]
+    assert len(ran) == 3
+    for label in ran:
+        check(rivals[label]())
 
 
 def test_every_test_to_be_sanitized_is_there():

@@ -32,6 +32,14 @@ def advance(steps, moving, hyper, rules):
 
 
 @triton.jit
+def root_of(a):
+    """The rounded one: tl.sqrt of float32 takes denormal second moments for 0, by which all is divided if eps is 0."""
+    if a.dtype == tl.float32:
+        return tl.sqrt_rn(a)
+    return tl.sqrt(a)
+
+
+@triton.jit
 def loaded(rule, hyper, WIDE: tl.constexpr):
     """A row of rules, 1 - beta1, 1 - beta2 and eps."""
     rest1 = (1.0 - tl.load(hyper + 1)).to(WIDE)
@@ -65,7 +73,7 @@ def dense(
             seen = g
     first += (g - first) * rest1
     second += (g * g - second) * rest2
-    new = old - rate * first / (tl.sqrt(second) / root + eps)
+    new = old - rate * first / (root_of(second) / root + eps)
     if MASK:
         unmasked = tl.load(keep + at, mask=inside, other=0) != 0
         new = tl.where(unmasked, new, 0.0)
@@ -125,7 +133,7 @@ def segments(
                     second = tl.load(v + where, mask=inside, other=0)
                     first += (slopes - first) * rest1
                     second += (slopes * slopes - second) * rest2
-                change = rate * first / (tl.sqrt(second) / root + eps)
+                change = rate * first / (root_of(second) / root + eps)
                 if MASK:
                     unmasked = tl.load(keep + where, mask=inside, other=0) != 0
                     change = tl.where(unmasked, change, 0.0)

@@ -49,7 +49,8 @@ def spread(values, indices, out, K, stride_b, stride_i, BLOCK: tl.constexpr):
         if tl.max((inside & (i == before)).to(tl.int32), 0) == 0:
             v = tl.load(values + b * K + j, mask=inside, other=0)
             tl.store(out + b * stride_b + i.to(tl.int64) * stride_i, v.to(out.dtype.element_ty), mask=inside)
-        else:  # one after the other: what one thread has stored it reads back
+        else:  # one after the other: what one thread has stored it reads back, and the block before stored as a whole
+            tl.debug_barrier()
             one = start
             while one < tl.minimum(start + BLOCK, K):
                 to = out + b * stride_b + tl.load(indices + b * K + one).to(tl.int64) * stride_i
