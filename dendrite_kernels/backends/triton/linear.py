@@ -1,6 +1,6 @@
 """Launchers of the linear layers, and of a whole layer in one launch.
 
-Large dense products are torch's and obey its switches (TF32, reductions of halves); k-sparse rows are gathered where few.
+Large dense products are torch's and obey its switches (TF32, reductions of halves); k-sparse rows are gathered if few.
 """
 
 from __future__ import annotations
