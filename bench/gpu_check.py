@@ -33,7 +33,9 @@ SHORT_LIST = (
     " or one_launch and 16-1-False or k_sparse_product and 3-10)'"
 )
 
-LAB = ("rich", "numpy", "typer", "scipy", "filelock")  # what the experiments' data and configurations need
+# what the experiments' data and configurations need, and their command
+DATA = ("numpy", "scipy", "filelock")
+LAB = (*DATA, "rich", "typer")
 MNIST = "MNIST in --data"
 
 GPU_TESTS = "-m pytest -v --tb=short -m gpu tests/test_gpu.py --maxfail=30"
@@ -65,18 +67,18 @@ NO_TIME = "no time left"
 # name: (what must be there, the most seconds, what Python is to run)
 STAGES = {
     "report": ((), 60, "-m dendrite_kernels"),
-    "quick step": (LAB, 120, f"{STEP} --segments 10 --steps 60 --slow-steps 3 --rounds 1"),
+    "quick step": ((*DATA, "rich"), 120, f"{STEP} --segments 10 --steps 60 --slow-steps 3 --rounds 1"),
     "build": (("nvcc", "setuptools", "pybind11"), 150, BUILD),
     "CUDA's tests": (("pytest", CUDA_MODULE), 150, f"{GPU_TESTS} -k by_cuda"),
     "tests on the GPU": (("pytest",), 240, f"{GPU_TESTS} -k by_triton"),
-    "step, S = 10": (LAB, 90, f"{STEP} --segments 10 --steps 300 --rounds 1"),
+    "step, S = 10": ((*DATA, "rich"), 90, f"{STEP} --segments 10 --steps 300 --rounds 1"),
     "memcheck, CUDA": (SANITIZED, 150, CUDA_TESTS),
     "racecheck, CUDA": (SANITIZED, 150, CUDA_TESTS),
     "compute-sanitizer": (("pytest", SANITIZER), 150, f"-m pytest tests/test_gpu.py -x -k {SHORT_LIST}"),
-    "step, S = 100": (LAB, 150, f"{STEP} --segments 100 --steps 300 --rounds 1"),
-    "ops": (LAB, 150, "bench/ops_cuda.py"),
+    "step, S = 100": ((*DATA, "rich"), 150, f"{STEP} --segments 100 --steps 300 --rounds 1"),
+    "ops": (DATA, 150, "bench/ops_cuda.py"),
     "prototype_10": ((*LAB, MNIST), 60, "-m dendrite_lab.cli run prototype_10 --device cuda --out {out}"),
-    "step, B = 1024": (LAB, 90, f"{STEP} --segments 10 --batch 1024 --steps 120 --rounds 1"),
+    "step, B = 1024": ((*DATA, "rich"), 90, f"{STEP} --segments 10 --batch 1024 --steps 120 --rounds 1"),
     "synccheck, CUDA": (SANITIZED, 150, CUDA_TESTS),
     "prototype_100": ((*LAB, MNIST), 240, "-m dendrite_lab.cli run prototype_100 --device cuda --out {out}"),
 }

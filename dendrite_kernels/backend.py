@@ -7,6 +7,7 @@ backend of GPUs that the variable names is for tensors there: those on the CPU, 
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,6 +77,7 @@ def choose(device: torch.device) -> ModuleType:
     return _reference_backend
 
 
+@functools.cache  # asked of every op on the CPU, also in forked processes, which may not ask CUDA
 def _runs_on_a_gpu_here(name: str) -> bool:
     return BACKENDS[name].why_not(torch.device("cuda", 0)) is None
 

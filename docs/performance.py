@@ -17,7 +17,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import plot
 from dendrite_lab import judged, published, report
-from dendrite_lab.results import as_configured, rows_of
+from dendrite_lab.results import as_configured, one_a_run, rows_of, with_twins
 
 OURS = "ours"
 SLOWER = 1.05  # a rival this much faster is counted as a race that we lose
@@ -189,9 +189,9 @@ def experiments(rows: list[dict]) -> str:
     lines = []
     for name, group in by_experiment(rows).items():
         accuracies = [row["accuracy"] for row in group]
-        theirs, trials = published.ACCURACY.get(name), published.trials(name)
+        theirs = published.ACCURACY.get(name)
         told = "-" if theirs is None else f"{100 * theirs:.2f}"
-        runs = f"{len(group)} of {trials}" if trials else len(group)
+        runs = published.runs_in_words(name, len(group))
         seconds = f"{mean(row['train_seconds'] for row in group):.0f} s"
         ours = f"{100 * mean(accuracies):.2f}", judged.in_words(accuracies)
         lines.append((f"`{name}`", runs, *ours, told, seconds))
@@ -200,17 +200,14 @@ def experiments(rows: list[dict]) -> str:
 
 
 def beyond(rows: list[dict]) -> str:
-    lines = [
-        (f"`{name}`", f"{100 * mean(values):.2f}", judged.in_words(values), f"{100 * theirs:.2f}", why)
-        for name, values, theirs, why in judged.beyond(rows)
-    ]
-    told = "The published value lies beyond the interval (of a single run, a point or more from it) of:"
-    return f"{told}\n\n{markdown(('experiment', 'ours', judged.INTERVAL, 'published', 'why'), lines)}"
+    lines = [(f"`{name}`", *rest) for name, *rest in judged.beyond(rows)]
+    told = "The published value lies beyond the interval (of a single run, more than a point from it) of:"
+    return f"{told}\n\n{markdown(judged.BEYOND, lines)}"
 
 
 def write_all(folder: Path) -> None:
     step_rows, component_rows, op_rows = (read(f"{name}_cpu.jsonl") for name in ("step", "components", "ops"))
-    run_rows = rows_of(plot.RESULTS / "runs_cpu.jsonl")
+    run_rows = with_twins(one_a_run(rows_of(plot.RESULTS / "runs_cpu.jsonl")))
     parts = [steps(step_rows, folder), kernels(component_rows, folder)]
     parts += [ops(op_rows)] if op_rows else []
     parts.append(losses(op_rows, component_rows, run_rows))

@@ -73,13 +73,21 @@ def test_a_forced_backend_that_cannot_run_says_why():
         backend.choose(torch.device("cuda", 0))
 
 
+@pytest.fixture
+def asked_anew():
+    backend._runs_on_a_gpu_here.cache_clear()
+    yield backend._runs_on_a_gpu_here.cache_clear
+    backend._runs_on_a_gpu_here.cache_clear()
+
+
 @pytest.mark.parametrize("name", ["cuda", "triton"])
-def test_a_gpus_backend_in_the_environment_leaves_the_cpu_alone(monkeypatch, name):
+def test_a_gpus_backend_in_the_environment_leaves_the_cpu_alone(monkeypatch, name, asked_anew):
     """A model is made on the CPU, then moved; but without a GPU to move it to, it says why not."""
     monkeypatch.setenv("DENDRITE_BACKEND", name)
     monkeypatch.setattr(backend.BACKENDS[name], "why_not", lambda device: "no GPU here")
     with pytest.raises(dk.BackendUnavailable, match=f"backend '{name}' was asked for but can't run on cpu: no GPU"):
         backend.choose(CPU)
+    asked_anew()
     monkeypatch.setattr(backend.BACKENDS[name], "why_not", lambda device: "no" if device.type == "cpu" else None)
     assert backend.choose(CPU) is (cpu if cpu._cpu is not None else reference)
     assert backend.choose(torch.device("cuda", 0)) is backend.BACKENDS[name]

@@ -113,6 +113,8 @@ def test_the_race_of_winners_is_between_alike_results(dtype):
     assert len(ran) == 3
     for label in ran:
         check(rivals[label]())
+    with pytest.raises(AssertionError):
+        check(rivals["ours"]().roll(1, dims=1))
 
 
 def test_every_test_to_be_sanitized_is_there():

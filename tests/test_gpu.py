@@ -218,6 +218,18 @@ def test_adam_agrees_with_torch(on_backend, dtype, segment_sparsity):
                 b.copy_(a)
 
 
+def test_adam_without_eps_divides_by_the_smallest_moments():
+    """Gradients of 1e-20 have second moments of 1e-43, below the least normal float32: no root may take that for 0."""
+    layer = torch.nn.Linear(7, 5, device="cuda")
+    before = [p.detach().clone() for p in layer.parameters()]
+    optimizer = dk.optim.Adam(layer, lr=1e-3, eps=0.0)
+    for p in layer.parameters():
+        p.grad = torch.full_like(p, 1e-20)
+    optimizer.step()
+    for p, old in zip(layer.parameters(), before, strict=True):
+        torch.testing.assert_close(old - p, torch.full_like(p, 1e-3), rtol=0.02, atol=0)
+
+
 def test_adam_in_a_graph_goes_on_counting():
     """The captured step of the experiments ends where eager steps do, bias correction and all."""
     models = [network(torch.float32, "cuda") for _ in range(2)]

@@ -25,7 +25,8 @@ def draw_all(rows: list[dict], folder: Path) -> list[Path]:
         ours = [row for row in named if isinstance(EXPERIMENTS[row["experiment"]], kind)]
         for dataset, some in grouped(ours, lambda row: row["config"]["dataset"]).items():
             for what, draw in figures.items():
-                title = f"{SHORT[dataset]}, at most {some[0]['config']['epochs']} epochs a task"
+                most = "at most " if kind is SplitCIFAR else ""
+                title = f"{SHORT[dataset]}, {most}{some[0]['config']['epochs']} epochs a task"
                 paths.append(saved(draw(some, title), folder / f"{name}_{dataset}{what}.png"))
     return paths
 

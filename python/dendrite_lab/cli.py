@@ -203,7 +203,7 @@ def sweep(
     by side with itself: a run that another command has is passed over.
     """
     limit = sweeps.seconds(budget)
-    rows = with_twins(known_rows(out))
+    rows = known_rows(out)
     planned_runs = sweeps.read_plan(plan)
     todo = sweeps.missing(planned_runs, rows)
     for name in {name for name, _ in planned_runs}:
@@ -254,7 +254,7 @@ def report(
     from . import cifar_figures, figures, si_figures, tickets_figures
     from . import report as reports
 
-    rows = one_a_run(with_twins(known_rows(out) if committed else read_rows(out)))
+    rows = with_twins(one_a_run(known_rows(out) if committed else read_rows(out)))
     for table in (
         reports.table(rows),
         reports.beyond_table(rows),

@@ -34,7 +34,7 @@ TRAINED = {
     "context_zeros": {10: (3, 5e-4), 100: (3, 7e-5)},
 }
 
-_PLAIN = {"segments": 0, "context": "none", "activation": "relu", "weight_sparsity": 0.0}
+_PLAIN = {"segments": 0, "context": "none", "activation": "relu", "weight_sparsity": 0.0, "init": "public"}
 # its footnote 4: unlike Grewal et al., whose permutations were always the same
 _BAIN = {"segments": 10, "context_density": 0.05, "optimizer_lifetime": "run", "permutations": "run"}
 _SI = {"hidden": (2000, 2000), "si_c": 0.1, "si_xi": 0.1, "optimizer_lifetime": "run"}

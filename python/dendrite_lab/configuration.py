@@ -41,7 +41,7 @@ class Configuration:
 
     @property
     def note(self) -> str | None:
-        """What a reader of its results must know: that another data set stands in for the paper's, say."""
+        """What a reader of its results must know: that another data set stands in for the paper's, or what is ours."""
         return None
 
     @property

@@ -19,6 +19,7 @@ CHOICES = {
     "optimizer_lifetime": ("task", "run"),
     "si_variant": ("adn", "zenke"),
     "permutations": ("fixed", "run"),
+    "init": ("torch", "public"),
 }
 
 
@@ -52,6 +53,7 @@ class Experiment(Configuration):
     si_xi: float = 0.1  # its damping
     si_variant: str = "adn"
     permutations: str = "fixed"  # drawn from data_seed alone; "run": from data_seed + the run's seed
+    init: str = "torch"  # of a plain network, "public": as networks.PlainMLP says; others have the papers' anyway
 
     @property
     def plain(self) -> bool:

@@ -19,16 +19,16 @@ CLASSES = 10
 class PlainMLP(nn.Sequential):
     """torch's dense layers with ReLU, called as DendriticMLP is; contexts are not used.
 
-    Weights are U(-b, b) with b = 1 / sqrt(density * inputs), where the images' density is 1 and that of ReLU's results
-    taken as a half: the public code's draw. Biases are torch's.
+    init: "public" is the public code's, weights U(-b, b) with b = 1 / sqrt(density * inputs), where the images' density
+    is 1 and that of ReLU's results taken as a half, and torch's biases; "torch".
     """
 
-    def __init__(self, sizes: tuple[int, ...]):
+    def __init__(self, sizes: tuple[int, ...], init: str = "public"):
         layers = []
         for inputs, outputs in pairwise(sizes[:-1]):
             layers += [nn.Linear(inputs, outputs), nn.ReLU()]
         super().__init__(*layers, nn.Linear(*sizes[-2:]))
-        for number, layer in enumerate(m for m in self if isinstance(m, nn.Linear)):
+        for number, layer in enumerate(m for m in self if isinstance(m, nn.Linear) and init == "public"):
             bound = 1 / math.sqrt((0.5 if number else 1.0) * layer.in_features)
             nn.init.uniform_(layer.weight, -bound, bound)
 
@@ -46,7 +46,7 @@ def build_model(config: Experiment, seed: int) -> DendriticMLP | PlainMLP:
     """The network of the experiment, drawn from the seed."""
     torch.manual_seed(seed)
     if config.plain:
-        return PlainMLP((PIXELS, *config.hidden, CLASSES))
+        return PlainMLP((PIXELS, *config.hidden, CLASSES), config.init)
     return DendriticMLP(
         PIXELS,
         config.hidden,

@@ -1,4 +1,4 @@
-"""Ours beside the published, as tables with bootstrap intervals, and what was not run."""
+"""Ours beside the published, as tables with intervals, and what was not run."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from rich.text import Text
 from . import datasets, published
 from .config import EXPERIMENTS
 from .configuration import as_typed
-from .judged import INTERVAL, beyond, grouped, in_words
+from .judged import BEYOND, INTERVAL, beyond, grouped, in_words
 from .results import as_configured, changes_in
 from .sweep import PLAN, estimate, read_plan
 
 
 def table(rows: list[dict]) -> Table:
-    """Mean accuracy by experiment, with its interval, seeds, times and the published value."""
-    headings = ("runs", "ours", INTERVAL, "published", "diff.", "train + test")
+    """Mean accuracy by experiment, with its interval, runs, seconds (training + test) and the published value."""
+    headings = ("runs", "ours", INTERVAL, "published", "diff.", "seconds")
     # where a terminal is narrow, a name is folded and no number is cut
     name_column = Column("experiment", overflow="fold")
     columns = [name_column, *(Column(h, justify="right", no_wrap=True) for h in headings)]
@@ -27,9 +27,8 @@ def table(rows: list[dict]) -> Table:
     for name, group in grouped(rows, lambda row: row["experiment"]).items():
         for words, some in grouped(group, _changes_in_words).items():
             value = None if words else published.ACCURACY.get(name)
-            trials = None if words else published.trials(name)
-            of = f" of {trials}" if trials else ""
-            out.add_row(Text(f"{name} (--set){words}" if words else name), f"{len(some)}{of}", *_cells(some, value))
+            runs = str(len(some)) if words else published.runs_in_words(name, len(some))
+            out.add_row(Text(f"{name} (--set){words}" if words else name), runs, *_cells(some, value))
     return out
 
 
@@ -51,7 +50,7 @@ def _cells(rows: list[dict], value: float | None) -> list[str]:
     ours = mean(accuracies)
     versus = ["-", "-"] if value is None else [f"{100 * value:.2f} %", f"{100 * (ours - value):+.2f}"]
     times = " + ".join(f"{mean(row[key] for row in rows):.0f}" for key in ("train_seconds", "eval_seconds"))
-    return [f"{100 * ours:.2f} %", in_words(accuracies), *versus, f"{times} s"]
+    return [f"{100 * ours:.2f} %", in_words(accuracies), *versus, times]
 
 
 def beyond_table(rows: list[dict]) -> Table | None:
@@ -59,10 +58,9 @@ def beyond_table(rows: list[dict]) -> Table | None:
     found = beyond(rows)
     if not found:
         return None
-    columns = ("experiment", Column("ours"), INTERVAL, "published", "why")
-    out = Table(*columns, title="beyond their interval", padding=(0, 0), pad_edge=False)
-    for name, values, theirs, why in found:
-        out.add_row(name, f"{100 * mean(values):.2f}", in_words(values), f"{100 * theirs:.2f}", why)
+    out = Table(*BEYOND, title="beyond their interval", padding=(0, 0), pad_edge=False)
+    for cells in found:
+        out.add_row(*cells)
     return out
 
 
@@ -95,7 +93,7 @@ def overlap_table(rows: list[dict]) -> Table | None:
 
 
 def notes(rows: list[dict]) -> list[str]:
-    """What a reader of some rows must know: that another data set stands in for the paper's."""
+    """What a reader of some rows must know: that another data set stands in for the paper's, or what is ours."""
     return list(dict.fromkeys(f"{row['experiment']}: {row['note']}" for row in rows if "note" in row))
 
 

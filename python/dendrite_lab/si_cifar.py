@@ -8,7 +8,7 @@ from typing import ClassVar
 from .configuration import Configuration, check_choices, check_range
 from .errors import LabError
 
-CHOICES = {"dataset": ("cifar10_100", "cifar10"), "schedule": ("sequence", "scratch")}
+CHOICES = {"dataset": ("cifar10_100", "cifar10"), "schedule": ("sequence", "scratch"), "init": ("keras", "torch")}
 IMAGES = 50000  # to train on, of either data set
 TASKS = {"cifar10_100": 6, "cifar10": 5}
 
@@ -31,6 +31,7 @@ class SICIFAR(Configuration):
     schedule: str = "sequence"
     dataset: str = "cifar10_100"
     test_batch_size: int = 100
+    init: str = "torch"  # "keras": the paper's code's (networks.draw_as_keras)
 
     @property
     def classes_per_task(self) -> int:
@@ -81,7 +82,7 @@ class SICIFAR(Configuration):
 def _experiments() -> dict[str, SICIFAR]:
     out = []
     for dataset, name in (("cifar10_100", "si_split_cifar"), ("cifar10", "si_split_cifar10")):
-        base = SICIFAR(name, name, TASKS[dataset], dataset=dataset)
+        base = SICIFAR(name, name, TASKS[dataset], dataset=dataset, init="keras")
         out += [base, *(replace(base, name=f"{name}_c{c:g}", c=c) for c in (0.01, 0.0))]
         out.append(replace(base, name=f"{name}_scratch", c=0.0, schedule="scratch"))
     return {config.name: config for config in out}

@@ -25,10 +25,11 @@ FLAT, HIDDEN = 64 * 6 * 6, 512  # 32 -> 30, 15 -> 13, 6: the second convolution 
 class ConvHeads(nn.Module):
     """conv 32-32, pool, dropout 0.25, conv 64-64, pool, dropout 0.25, fc 512, dropout 0.5, and a head a task.
 
-    Drawn as the paper's code draws it: the heads are 0. forward(x [B, 3, 32, 32], task) -> logits [B, classes].
+    init: "keras" as the paper's code draws it, the heads 0; "torch".
+    forward(x [B, 3, 32, 32], task) -> logits [B, classes].
     """
 
-    def __init__(self, classes: int, heads: int):
+    def __init__(self, classes: int, heads: int, init: str = "keras"):
         super().__init__()
         layers = []
         for number, (inputs, outputs) in enumerate(pairwise(CHANNELS)):
@@ -37,7 +38,8 @@ class ConvHeads(nn.Module):
                 layers += [nn.MaxPool2d(2), nn.Dropout(0.25)]
         self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(FLAT, HIDDEN), nn.ReLU(), nn.Dropout(0.5))
         self.heads = nn.ModuleList(nn.Linear(HIDDEN, classes) for _ in range(heads))
-        draw_as_keras(self)
+        if init == "keras":
+            draw_as_keras(self)
 
     def forward(self, x: Tensor, task: int) -> Tensor:
         return self.heads[task](self.body(x))
@@ -54,7 +56,7 @@ class SICIFARRun:
 
     def _begin_network(self, seed: int) -> None:
         torch.manual_seed(seed)
-        self.model = ConvHeads(self.config.classes_per_task, self.config.tasks)
+        self.model = ConvHeads(self.config.classes_per_task, self.config.tasks, self.config.init)
         self.si = SynapticIntelligence(self.model, self._new_optimizer(), self.config.c, self.config.xi, "zenke")
 
     def _new_optimizer(self) -> torch.optim.Optimizer:

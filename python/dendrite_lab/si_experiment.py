@@ -75,7 +75,7 @@ class SIExperiment(Configuration):
     @property
     def note(self) -> str | None:
         """What of it is not the source's."""
-        return "ours, where the source is silent: SGD's rate of 0.1" if self.optimizer == "sgd" else None
+        return f"ours, where the source is silent: SGD's rate of {self.lr:g}" if self.optimizer == "sgd" else None
 
     def describe(self) -> str:
         return f"mean accuracy over {self.tasks} tasks"

@@ -97,7 +97,8 @@ class SplitCIFAR(Configuration):
     def note(self) -> str | None:
         """That CIFAR-10 stands in, where it does; what of it is not the source's."""
         if self.dataset == "cifar100":
-            return "ours, where the source is silent: at most 200 epochs a task, a tenth of its images held out"
+            held_out = f"{100 * self.validation:g} % of its images held out"
+            return f"ours, where the source is silent: at most {self.epochs} epochs a task, {held_out}"
         return (
             f"CIFAR-10 in CIFAR-100's place: {self.tasks} {self.classes_per_task}-way tasks, at most {self.epochs} "
             "epochs each; not the paper's experiment"

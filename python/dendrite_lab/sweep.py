@@ -12,7 +12,7 @@ from statistics import mean
 from .config import EXPERIMENTS, Configuration
 from .errors import LabError
 from .experiment import IMAGE_PIXELS, Experiment
-from .results import as_configured
+from .results import as_configured, with_twins
 
 PLAN = Path(__file__).with_name("plan.txt")
 
@@ -53,7 +53,7 @@ def read_plan(path: Path) -> list[Run]:
 
 def missing(plan: list[Run], rows: list[dict]) -> list[Run]:
     """The runs of the plan that have no row of the experiment as named."""
-    done = {(row["experiment"], row["seed"]) for row in rows if as_configured(row)}
+    done = {(row["experiment"], row["seed"]) for row in with_twins(rows) if as_configured(row)}
     return [run for run in dict.fromkeys(plan) if run not in done]
 
 
@@ -95,6 +95,8 @@ def work_through(
     rows, left = list(rows), []
     deadline = clock() + budget
     for run in runs:
+        if not missing([run], rows):  # since it began: a run under another name
+            continue
         cost = estimate(EXPERIMENTS[run[0]], rows)
         if cost > deadline - clock():
             left.append(run)

@@ -72,7 +72,8 @@ class Tickets(Configuration):
     def note(self) -> str | None:
         """That it is shortened, where it is by name; what of it is not the source's."""
         if self.name not in SHORTENED:
-            return "ours, where the source is silent: patience of 10 epochs, 5,000 images held out"
+            ours = f"patience of {self.patience} epochs, {self.validation:,} images held out"
+            return f"ours, where the source is silent: {ours}"
         return (
             f"shortened for two cores: {self.levels} levels of {100 * self.pruned:.0f} %, at most {self.epochs} epochs "
             f"of {self.train_samples} images each; not the paper's experiment"

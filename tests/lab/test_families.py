@@ -123,6 +123,9 @@ def test_a_plain_network_takes_half_of_its_hidden_units_to_fire():
     first, second, last = (m for m in PlainMLP((784, 300, 200, 50)) if isinstance(m, torch.nn.Linear))
     bounds = [(2 / 300) ** 0.5, (2 / 200) ** 0.5]
     assert all(fills(m.weight, bound) for m, bound in zip((first, second, last), [1 / 28, *bounds], strict=True))
+    old = PlainMLP((784, 300, 50), "torch")[2]
+    assert fills(old.weight, 300**-0.5)
+    assert [experiment(name).init for name in ("ten_layer_mlp_10", "si_split_cifar")] == ["public", "keras"]
 
 
 @pytest.mark.parametrize("heads", [1, 2])

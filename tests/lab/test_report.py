@@ -96,14 +96,14 @@ def test_what_lies_beyond_its_interval_and_why(monkeypatch):
     tested = judged.Explanation("Because.", "prototype_2", (("epochs", 5), ("lr", 0.001)))
     monkeypatch.setattr(judged, "EXPLAINED", {"prototype_2": tested})
     few = [row("prototype_2", seed, accuracy) for seed, accuracy in enumerate((0.949, 0.95, 0.951))]
-    assert judged.beyond(few) == [("prototype_2", [0.949, 0.95, 0.951], 0.974744, "Because.")]
+    assert judged.beyond(few) == [("prototype_2", "95.00", "(94.75-95.25)", "97.47", "Because.")]
     some = [with_set("prototype_2", accuracy, seed, epochs=5, lr=0.001) for seed, accuracy in ((0, 0.97), (1, 0.98))]
     others = [with_set("prototype_2", 0.1, epochs=5), with_set("prototype_5", 0.1, epochs=5, lr=0.001)]
-    why = judged.beyond([*few, *some, *others])[0][3]
+    why = judged.beyond([*few, *some, *others])[0][4]
     assert why == "Because. prototype_2 --set epochs=5 --set lr=0.001: 97.50 % (2 runs)."
     assert judged.beyond([*few, row("prototype_2", 3, 0.98)]) == []  # within
     assert judged.beyond([row("prototype_5", 0, 0.9636 - 0.0099)]) == []
-    assert judged.beyond([row("prototype_5", 0, 0.9636 + 0.0101)])[0][3] == "unexplained"
+    assert judged.beyond([row("prototype_5", 0, 0.9636 + 0.0101)])[0][4] == "unexplained"
     assert report.beyond_table([]) is None and report.beyond_table(few).row_count == 1
 
 
@@ -112,6 +112,26 @@ def test_every_explanation_is_of_a_published_number_and_tested_by_an_experiment(
         assert name in published.ACCURACY
         if why.experiment:
             experiment(why.experiment, {key: str(value) for key, value in why.changes})
+
+
+def test_the_runs_of_the_source():
+    counts = {"prototype_10": 8, "context_mean_10": 5, "tickets_fc": 8, "split_cifar100_cnn": 5, "si_split_cifar": 5}
+    counts |= dict.fromkeys(("tickets_fc_short", "split_cifar10_cnn", "si_split_cifar10_c0", "si_permuted_mnist_10"))
+    assert {name: published.trials(name) for name in counts} == counts
+    assert published.runs_in_words("prototype_10", 3) == "3 of 8"
+    assert published.runs_in_words("tickets_fc_short", 3) == "3"
+
+
+@pytest.mark.parametrize(
+    "name, changes, words",
+    [
+        ("si_permuted_mnist_10_sgd", {"lr": "0.01"}, "SGD's rate of 0.01"),
+        ("split_cifar100_cnn", {"epochs": "5", "validation": "0.2"}, "at most 5 epochs a task, 20 % of its images"),
+        ("tickets_fc", {"patience": "2", "validation": "1500"}, "patience of 2 epochs, 1,500 images"),
+    ],
+)
+def test_notes_are_of_what_is_set(name, changes, words):
+    assert words in experiment(name, changes).note
 
 
 def test_rows_stand_for_equal_configurations_of_other_names():
@@ -202,6 +222,24 @@ def test_every_figure_shows_what_was_measured_beside_the_published(tmp_path, dra
     assert drawn["sweeps.png"][0]["ours, 10 tasks"] == [[20, 0.77]]
     assert [100, 0.8355] in drawn["sweeps.png"][0]["published, 50 tasks"]
     assert drawn["contexts.png"][1]["context_zeros_10 (1)"][9] == [10, 0.9]
+
+
+def test_a_curve_has_its_interval_and_what_was_published(tmp_path, monkeypatch):
+    """Of five runs at one place: a band of the bootstrapped interval, a dash at the published 94.3 %."""
+    kept = []
+    monkeypatch.setattr(figures, "saved", lambda figure, path: kept.append((path.name, figure.axes)))
+    values = [0.90, 0.92, 0.97, 0.93, 0.91]
+    rows = [row("context_mean_10", s, accuracy_by_task={"1": [v], "10": [v] * 10}) for s, v in enumerate(values)]
+    curve = [row("prototype_2", 0, accuracy_by_task={"1": [0.9], "2": [0.9, 0.8]})]
+    figures.draw_all([*rows, *curve], tmp_path)
+    axes = dict(kept)
+    running, latest = axes["contexts.png"]
+    (band,) = running.collections
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == pytest.approx(judged.interval(values))
+    assert [10, 0.943] in [line.get_xydata().tolist()[0] for line in running.lines]
+    assert len(latest.lines) == 1
+    assert [text.get_text() for text in axes["curves.png"][1].get_legend().texts] == ["prototype_2 (1)"]
 
 
 def test_a_curve_is_drawn_of_rows_that_were_evaluated_after_every_task():

@@ -63,6 +63,21 @@ def test_the_committed_plan():
     assert {name: seeds.get(name) for name in want} == want
 
 
+def test_a_run_that_has_just_been_made_under_another_name_is_not_made_again():
+    """Three sweeps meet in one configuration; its row is known as theirs."""
+    plan = [(f"sweep_{what}_tasks_10", 0) for what in ("segments_10", "percent_on_0.1", "weight_sparsity_0.5")]
+    done = []
+
+    def run_one(run, deadline):
+        done.append(run)
+        config = EXPERIMENTS[run[0]]
+        names = {"experiment": config.name, "family": config.family, "seed": 0, "config": config.to_dict()}
+        return {**names, "train_seconds": 1, "eval_seconds": 1}
+
+    assert sweep.work_through(plan, [], 10_000, run_one, lambda text: None) == []
+    assert done == plan[:1] and sweep.missing(plan[1:], [run_one(plan[0], 0)]) == []
+
+
 def test_only_rows_of_the_experiment_as_named_are_done():
     plan = [("prototype_2", 0), ("prototype_2", 1), ("prototype_5", 0), ("prototype_2", 0)]
     rows = [row("prototype_2", 1), row("prototype_5", 0, lr=0.1), row("prototype_2", 0, train_samples=512)]
@@ -129,8 +144,8 @@ def test_the_next_runs_are_judged_by_what_was_measured():
 def sweep_run(main_run, main, monkeypatch, tmp_path, small):
     """`dendrite-lab sweep` of small versions of two experiments on made-up data, no committed rows."""
     monkeypatch.setattr(results, "COMMITTED", tmp_path / "none.jsonl")
-    for name in ("prototype_2", "prototype_5"):
-        monkeypatch.setitem(EXPERIMENTS, name, experiment(name, small))
+    for name, lr in (("prototype_2", "1e-3"), ("prototype_5", "2e-3")):  # else each would be the other's twin
+        monkeypatch.setitem(EXPERIMENTS, name, experiment(name, {**small, "lr": lr}))
     plan = tmp_path / "plan.txt"
     plan.write_text("prototype_5 1\nprototype_2 2\n")
     words = ("--plan", plan, "--data", tmp_path / "mnist", "--out", tmp_path / "out")
