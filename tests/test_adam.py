@@ -89,6 +89,22 @@ def test_twenty_steps_resynchronised_agree_with_torch(isa, dtype, kind, segment_
         assert_same_bits(rows[untouched], start[f"layers.{i}.segments.weights"].flatten(0, 1)[untouched])
 
 
+def divides_by_the_smallest_moments(device):
+    """Gradients of 1e-20 have second moments of 1e-43, below the least normal float32: no root may take that for 0."""
+    layer = torch.nn.Linear(7, 5, device=device)
+    before = [p.detach().clone() for p in layer.parameters()]
+    optimizer = dk.optim.Adam(layer, lr=1e-3, eps=0.0)
+    for p in layer.parameters():
+        p.grad = torch.full_like(p, 1e-20)
+    optimizer.step()
+    for p, old in zip(layer.parameters(), before, strict=True):
+        torch.testing.assert_close(old - p, torch.full_like(p, 1e-3), rtol=0.02, atol=0)
+
+
+def test_without_eps(isa):
+    divides_by_the_smallest_moments("cpu")
+
+
 def test_the_same_bits_for_any_number_of_threads(threads):
     runs = []
     for count in (1, 2, 3):

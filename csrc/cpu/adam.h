@@ -1,15 +1,18 @@
 // Adam on weights whose gradient is known by its factors: a row of the gradient is made in cache and used at once.
 // Rows that never had gradient are skipped: with g = m = v = 0 Adam would not change a bit of them.
 
-// Decaying moments become denormal numbers, which are slow: they count as zero inside these kernels.
+// Decaying moments become denormal numbers, which are slow: they count as zero inside these kernels, unless eps is so
+// small (that of a user's, not the usual 1e-8) that their root, 1e-19 at most, is seen beside it.
 class FlushDenormals {
  public:
 #if defined(__x86_64__)
-  FlushDenormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
+  explicit FlushDenormals(double eps) : before_(_mm_getcsr()) { _mm_setcsr(eps < 1e-12 ? before_ : before_ | 0x8040); }
   ~FlushDenormals() { _mm_setcsr(before_); }
 
  private:
   unsigned before_;
+#else
+  explicit FlushDenormals(double) {}
 #endif
 };
 
@@ -59,7 +62,7 @@ template <class T> void adam_dense(const AdamDense<T>& p) {
   const int64_t chunk = 4096, chunks = (p.n + chunk - 1) / chunk;
 #pragma omp parallel for num_threads(lower(p.threads, chunks > 0 ? chunks : 1)) schedule(static)
   for (int64_t c = 0; c < chunks; c++) {
-    const FlushDenormals flushed;
+    const FlushDenormals flushed(p.rule.eps);
     const int64_t i = c * chunk;
     adam_entries<true>(p.rule, p.grad + i, p.m + i, p.v + i, p.p + i, lower(chunk, p.n - i));
   }
@@ -100,7 +103,7 @@ template <class T> void adam_outer(const AdamOuter<T>& p) {
   const Buffer<T> scratch(outer.threads * 5 * row_size);
 #pragma omp parallel num_threads(outer.threads)
   {
-    const FlushDenormals flushed;
+    const FlushDenormals flushed(p.rule.eps);
     T *full = scratch + thread_number() * 5 * row_size, *g = full + row_size, *kept = g + row_size;
     T *before = kept + row_size, *total = before + row_size;
 #pragma omp for schedule(dynamic, 8)
@@ -183,7 +186,7 @@ template <class T> void adam_segments(const AdamSegments<T>& p) {
   const Buffer<T> gradients(p.threads * row_size);
 #pragma omp parallel num_threads(p.threads)
   {
-    const FlushDenormals flushed;
+    const FlushDenormals flushed(p.rule.eps);
     T* g = gradients + thread_number() * row_size;
 #pragma omp for schedule(dynamic, 16)
     for (int64_t t = 0; t < p.count; t++) {
