@@ -127,7 +127,8 @@ def curves(rows: list[dict], path: Path) -> Path:
     running.set(xlabel="tasks so far", ylabel="accuracy", title="mean over all tasks so far")
     latest.set(xlabel="tasks so far", title="latest task")
     running.grid(alpha=0.3)
-    running.xaxis.get_major_locator().set_params(integer=True)
+    for axes in (running, latest):
+        axes.xaxis.get_major_locator().set_params(integer=True)
     return _finished(figure, latest, path)
 
 
