@@ -136,7 +136,8 @@ def _columns(out, grad, kept, y, gate, bias, context_index, combine):
     gate, context_index = contiguous(gate, context_index)
     tensors = (grad, kept, y, *(y if t is None else t for t in (gate, bias, context_index, to_y)))
     if units and contexts:
-        winners.columns[(contexts * -(-units // how.block_units),)](
+        blocks = -(-units // how.block_units)
+        winners.columns[(contexts, min(blocks, settings.MOST_BLOCKS), -(-blocks // settings.MOST_BLOCKS))](
             *tensors, to_gate, by_context, batch, units, GATE=kind, BIAS=bias is not None, ADD=combine == "add",
             WANT_Y=grad_y is not None, WIDE=TYPES[wide], BLOCK_B=how.block_batch, BLOCK_O=how.block_units,
             num_warps=how.warps,

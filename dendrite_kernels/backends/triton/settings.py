@@ -27,6 +27,8 @@ class Rows:
 
 # What a program holds without spilling, on any chip; of float64 half as much.
 LONGEST_ROW = 4096
+# Blocks on the second axis of a grid, which ends at 65,535; the third has the rest.
+MOST_BLOCKS = 32_768
 
 
 def held(units: int, dtype: torch.dtype) -> bool:

@@ -202,9 +202,8 @@ def columns(
     """Gradients of a block of units from the dense z's, over the rows of one context g: grad_y [B, O], grad_gate [G, O]
     and grad_bias [G, O], to be summed over g. A program walks the batch in order, so sums have one order.
     """
-    blocks = tl.cdiv(O, BLOCK_O)
-    g = (tl.program_id(0) // blocks).to(tl.int64)  # one axis, as the others end at 65,535
-    o = (tl.program_id(0) % blocks) * BLOCK_O + tl.arange(0, BLOCK_O)
+    g = tl.program_id(0).to(tl.int64)  # the axis that may be long: the others end at 65,535
+    o = (tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)) * BLOCK_O + tl.arange(0, BLOCK_O)
     here = o < O
     to_gate = tl.zeros((BLOCK_B, BLOCK_O), WIDE)
     to_bias = tl.zeros((BLOCK_B, BLOCK_O), WIDE)
