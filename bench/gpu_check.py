@@ -35,7 +35,8 @@ SHORT_LIST = (
 
 # what the experiments' data and configurations need, and their command
 DATA = ("numpy", "scipy", "filelock")
-LAB = (*DATA, "rich", "typer")
+STEPS = (*DATA, "rich")
+LAB = (*STEPS, "typer")
 MNIST = "MNIST in --data"
 
 GPU_TESTS = "-m pytest -v --tb=short -m gpu tests/test_gpu.py --maxfail=30"
@@ -63,31 +64,32 @@ BUILD = "setup.py -q build_ext -j 2 --inplace && -c 'import dendrite_kernels._cu
 CUDA_MODULE, SANITIZER = "dendrite_kernels._cuda", "compute-sanitizer"
 SANITIZED = ("pytest", CUDA_MODULE, SANITIZER)
 NO_TIME = "no time left"
+FINDS_MNIST = "from dendrite_lab.data import default_folder, mnist_is_in; assert mnist_is_in(default_folder())"
 
 # name: (what must be there, the most seconds, what Python is to run)
 STAGES = {
     "report": ((), 60, "-m dendrite_kernels"),
-    "quick step": ((*DATA, "rich"), 120, f"{STEP} --segments 10 --steps 60 --slow-steps 3 --rounds 1"),
+    "quick step": (STEPS, 120, f"{STEP} --segments 10 --steps 60 --slow-steps 3 --rounds 1"),
     "build": (("nvcc", "setuptools", "pybind11"), 150, BUILD),
     "CUDA's tests": (("pytest", CUDA_MODULE), 150, f"{GPU_TESTS} -k by_cuda"),
     "tests on the GPU": (("pytest",), 240, f"{GPU_TESTS} -k by_triton"),
-    "step, S = 10": ((*DATA, "rich"), 90, f"{STEP} --segments 10 --steps 300 --rounds 1"),
+    "step, S = 10": (STEPS, 90, f"{STEP} --segments 10 --steps 300 --rounds 1"),
     "memcheck, CUDA": (SANITIZED, 150, CUDA_TESTS),
     "racecheck, CUDA": (SANITIZED, 150, CUDA_TESTS),
     "compute-sanitizer": (("pytest", SANITIZER), 150, f"-m pytest tests/test_gpu.py -x -k {SHORT_LIST}"),
-    "step, S = 100": ((*DATA, "rich"), 150, f"{STEP} --segments 100 --steps 300 --rounds 1"),
+    "step, S = 100": (STEPS, 150, f"{STEP} --segments 100 --steps 300 --rounds 1"),
     "ops": (DATA, 150, "bench/ops_cuda.py"),
     "prototype_10": ((*LAB, MNIST), 60, "-m dendrite_lab.cli run prototype_10 --device cuda --out {out}"),
-    "step, B = 1024": ((*DATA, "rich"), 90, f"{STEP} --segments 10 --batch 1024 --steps 120 --rounds 1"),
+    "step, B = 1024": (STEPS, 90, f"{STEP} --segments 10 --batch 1024 --steps 120 --rounds 1"),
     "synccheck, CUDA": (SANITIZED, 150, CUDA_TESTS),
     "prototype_100": ((*LAB, MNIST), 240, "-m dendrite_lab.cli run prototype_100 --device cuda --out {out}"),
 }
 
 
-def missing(needs: tuple[str, ...], data: Path) -> str | None:
-    """Why a stage with these needs can't run, or None."""
+def missing(needs: tuple[str, ...], environment: dict) -> str | None:
+    """Why a stage with these needs can't run in the environment, or None."""
     for need in needs:
-        if not (mnist_is_in(data) if need == MNIST else there(need)):
+        if not there(need, environment):
             return f"{need} is not there"
     return f"{SANITIZER} refuses this device" if SANITIZER in needs and sanitizer_refuses() else None
 
@@ -103,17 +105,13 @@ def sanitizer_refuses() -> bool:
     return "Device not supported" in done.stdout + done.stderr
 
 
-def mnist_is_in(data: Path) -> bool:
-    """Whether an experiment would find its images without a network."""
-    program = f"from pathlib import Path; from dendrite_lab.data import mnist_is_in as f; assert f(Path({str(data)!r}))"
-    environment = {**os.environ, "PYTHONPATH": SOURCES}
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, env=environment).returncode == 0
-
-
-def there(need: str) -> bool:
+def there(need: str, environment: dict) -> bool:
+    """Whether a program, a Python module or the images can be found."""
     if need in ("nvcc", SANITIZER):
         return bool(cuda_report.nvcc.path() if need == "nvcc" else shutil.which(need))
-    return subprocess.run([sys.executable, "-c", f"import {need}"], capture_output=True, cwd=ROOT).returncode == 0
+    program = FINDS_MNIST if need == MNIST else f"import {need}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, cwd=ROOT, env=environment)
+    return done.returncode == 0
 
 
 def commands(name: str, out: Path) -> str:
@@ -131,7 +129,7 @@ def commands(name: str, out: Path) -> str:
 
 def run_stage(name: str, limit: float, out: Path, environment: dict) -> dict:
     needs, seconds, words = STAGES[name]
-    why = NO_TIME if limit < 5 else missing(needs, Path(environment["DENDRITE_DATA"]) / "mnist")
+    why = NO_TIME if limit < 5 else missing(needs, environment)
     if why:
         return {"stage": name, "result": "not run", "why": why}
     if SANITIZER in needs:

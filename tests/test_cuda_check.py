@@ -1,5 +1,6 @@
 """gpu_check without a GPU: what it would run is there, and what did not run is never called passed."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -77,15 +78,18 @@ def test_commands_of_the_shell(tmp_path):
 
 
 def test_what_is_missing(monkeypatch, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": gpu_check.SOURCES, "DENDRITE_DATA": str(tmp_path)}
+    images = tmp_path / "mnist"
+    images.mkdir()
     monkeypatch.setattr(gpu_check.shutil, "which", lambda name: "/bin/" + name)
     monkeypatch.setattr(gpu_check, "sanitizer_refuses", lambda: True)
-    assert gpu_check.missing(("pytest",), tmp_path) is None
-    assert gpu_check.missing(("pytest", "no_such_module"), tmp_path) == "no_such_module is not there"
-    assert gpu_check.missing(("pytest", "compute-sanitizer"), tmp_path) == "compute-sanitizer refuses this device"
-    assert gpu_check.missing((gpu_check.MNIST,), tmp_path) == "MNIST in --data is not there"
+    assert gpu_check.missing(("pytest",), environment) is None
+    assert gpu_check.missing(("pytest", "no_such_module"), environment) == "no_such_module is not there"
+    assert gpu_check.missing(("pytest", "compute-sanitizer"), environment) == "compute-sanitizer refuses this device"
+    assert gpu_check.missing((gpu_check.MNIST,), environment) == "MNIST in --data is not there"
     for name in FILES:
-        (tmp_path / f"{name}.gz").touch()
-    assert gpu_check.missing((gpu_check.MNIST,), tmp_path) is None
+        (images / f"{name}.gz").touch()
+    assert gpu_check.missing((gpu_check.MNIST,), environment) is None
 
 
 def test_the_lab_needs_no_more_than_its_stages_say():
