@@ -116,14 +116,9 @@ def curves(rows: list[dict], path: Path) -> Path:
     figure, (running, latest) = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True, constrained_layout=True)
     for name, group in grouped(rows, lambda row: row["experiment"]).items():
         for axes, value in ((running, mean), (latest, lambda accuracies: accuracies[-1])):
-            found = curve_of(group, value)
-            (line,) = axes.plot(
-                list(found), [mean(v) for v in found.values()], ".-", lw=1, label=f"{name} ({len(group)})"
-            )
-            ends = [interval(values) or (values[0], values[0]) for values in found.values()]
-            axes.fill_between(list(found), *zip(*ends, strict=True), color=line.get_color(), alpha=0.2)
+            colour = band(axes, curve_of(group, value), f"{name} ({len(group)})")
         if name in published.ACCURACY:
-            running.plot(group[0]["config"]["tasks"], published.ACCURACY[name], "_", ms=14, color=line.get_color())
+            running.plot(group[0]["config"]["tasks"], published.ACCURACY[name], "_", ms=14, color=colour)
     running.set(xlabel="tasks so far", ylabel="accuracy", title="mean over all tasks so far")
     latest.set(xlabel="tasks so far", title="latest task")
     running.grid(alpha=0.3)
@@ -150,12 +145,23 @@ def heat_map(activations: Path, row: dict, path: Path) -> Path:
     return saved(figure, path)
 
 
+def band(axes, values_at: dict[float, list[float]], label: str) -> str:
+    """Draws the mean of the values at each place, and their intervals; returns the line's colour."""
+    (line,) = axes.plot(list(values_at), [mean(values) for values in values_at.values()], ".-", lw=1, label=label)
+    ends = zip(*map(_ends, values_at.values()), strict=True)
+    axes.fill_between(list(values_at), *ends, color=line.get_color(), alpha=0.2)
+    return line.get_color()
+
+
+def _ends(values: list[float]) -> tuple[float, float]:
+    return interval(values) or (values[0], values[0])
+
+
 def _points(axes, rows: list[dict], x, key: str, colour: str, label: str) -> None:
     for at, group in grouped(rows, x).items():
         values = [row[key] for row in group]
         axes.plot([at] * len(values), values, ".", color=colour, alpha=0.5)
-        low, high = interval(values) or (values[0], values[0])
-        axes.vlines(at, low, high, color=colour)
+        axes.vlines(at, *_ends(values), color=colour)
         axes.plot(at, mean(values), "o", ms=9, mfc="none", color=colour, label=label)
         label = None  # once is enough
 

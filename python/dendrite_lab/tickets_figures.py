@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import textwrap
 from pathlib import Path
-from statistics import mean
 
 import matplotlib.pyplot as plt
 
 from . import datasets
 from .config import EXPERIMENTS
-from .figures import saved
+from .figures import band, saved
 from .images import MEAN, STD
-from .judged import grouped, interval
+from .judged import grouped
 from .noise import bright_pixels, pixel_order, pixels_of
 from .results import as_configured
 from .tickets import flat_images
@@ -69,9 +68,8 @@ def by_density(rows: list[dict], title: str):
     figure, axes = plt.subplots(figsize=(7, 4.5), constrained_layout=True)
     for kind in ("winning", "random"):
         levels = [found for found in zip(*(row[kind] for row in rows), strict=True) if None not in found]
-        left = [100 * found[0]["density"] for found in levels]
-        accuracies = [[one["accuracy"] for one in found] for found in levels]
-        _line(axes, left, accuracies, f"{kind} ({len(rows)})")
+        at_left = {100 * found[0]["density"]: [one["accuracy"] for one in found] for found in levels}
+        band(axes, at_left, f"{kind} ({len(rows)})")
     axes.set(xscale="log", xlabel="weights left, %", ylabel="test accuracy")
     axes.set_title(title, fontsize="small")
     axes.invert_xaxis()
@@ -89,16 +87,10 @@ def under_noise(rows: list[dict], title: str):
             if found[0] is None or "noise_accuracy" not in found[0]:
                 continue
             name = "dense" if found[0]["density"] == 1 else f"{kind}, {100 * found[0]['density']:.0f} %"
-            _line(axes, shares, list(zip(*(one["noise_accuracy"] for one in found), strict=True)), name)
+            accuracies = zip(*(one["noise_accuracy"] for one in found), strict=True)
+            band(axes, dict(zip(shares, map(list, accuracies), strict=True)), name)
     axes.set(xlabel="share of pixels set to two deviations above the mean", ylabel="test accuracy")
     axes.set_title(title, fontsize="small")
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
-
-
-def _line(axes, places: list[float], accuracies: list, label: str) -> None:
-    """Means of the runs' accuracies at each place, and their intervals."""
-    (line,) = axes.plot(places, [mean(values) for values in accuracies], ".-", label=label)
-    ends = [interval(list(values)) or (values[0], values[0]) for values in accuracies]
-    axes.fill_between(places, *zip(*ends, strict=True), color=line.get_color(), alpha=0.2)
