@@ -6,11 +6,18 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .configuration import LARGEST_SEED, Configuration, check_choices, check_positive_counts
+from .configuration import (
+    IMAGE_VALUES,
+    LARGEST_SEED,
+    TRAIN_IMAGES,
+    Configuration,
+    check_choices,
+    check_positive_counts,
+    check_range,
+)
 from .errors import LabError
 
 CLUSTER_PIXELS = 256  # that contexts found by clustering are made of
-IMAGE_PIXELS = 784
 
 # field: what it may be
 CHOICES = {
@@ -44,7 +51,7 @@ class Experiment(Configuration):
     test_batch_size: int = 512
     evaluate_after: tuple[int, ...] = (2, 5, 10, 25, 50, 100)
     data_seed: int = 42
-    train_samples: int = 60000  # fewer for a quick look; a result with fewer says so in its configuration
+    train_samples: int = TRAIN_IMAGES["mnist"]  # fewer for a quick look; its row says so
     activation: str = "kwinners"
     context: str = "prototype"
     optimizer_lifetime: str = "task"  # "run": Adam is never made anew
@@ -64,7 +71,7 @@ class Experiment(Configuration):
     def dim_context(self) -> int:
         if self.context in ("onehot", "zeros"):
             return self.tasks
-        return CLUSTER_PIXELS if self.context == "clusters" else IMAGE_PIXELS
+        return CLUSTER_PIXELS if self.context == "clusters" else IMAGE_VALUES["mnist"]
 
     @property
     def steps(self) -> int:
@@ -97,8 +104,7 @@ class Experiment(Configuration):
             raise LabError(f"si_xi: expected a finite number above 0, got {self.si_xi}")
         if not 0 <= self.data_seed <= LARGEST_SEED:
             raise LabError(f"data_seed: expected 0 to {LARGEST_SEED}, got {self.data_seed}")
-        if not self.batch_size <= self.train_samples <= 60000:
-            raise LabError(f"train_samples: expected batch_size ({self.batch_size}) to 60000, got {self.train_samples}")
+        check_range(self, ("train_samples",), self.batch_size, TRAIN_IMAGES["mnist"])
         for field, top in (("percent_on", 1), ("context_density", 1)):
             if not 0 < getattr(self, field) <= top:
                 raise LabError(f"{field}: expected a fraction in (0, 1], got {getattr(self, field)}")

@@ -28,9 +28,10 @@ class PlainMLP(nn.Sequential):
         for inputs, outputs in pairwise(sizes[:-1]):
             layers += [nn.Linear(inputs, outputs), nn.ReLU()]
         super().__init__(*layers, nn.Linear(*sizes[-2:]))
-        for number, layer in enumerate(m for m in self if isinstance(m, nn.Linear) and init == "public"):
-            bound = 1 / math.sqrt((0.5 if number else 1.0) * layer.in_features)
-            nn.init.uniform_(layer.weight, -bound, bound)
+        if init == "public":
+            for number, layer in enumerate(m for m in self if isinstance(m, nn.Linear)):
+                bound = 1 / math.sqrt((0.5 if number else 1.0) * layer.in_features)
+                nn.init.uniform_(layer.weight, -bound, bound)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         return super().forward(x)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .configuration import IMAGE_VALUES
 from .data import MNIST
 from .errors import LabError
 
-MEAN, STD, PIXELS = 0.13062755, 0.30810780, 784
+MEAN, STD, PIXELS = 0.13062755, 0.30810780, IMAGE_VALUES["mnist"]
 
 
 def permutations(tasks: int, seed: int = 42) -> list[Tensor]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from .configuration import Configuration, check_choices, check_range
+from .configuration import TRAIN_IMAGES, Configuration, check_choices, check_range
 from .errors import LabError
 
 CHOICES = {"dataset": ("cifar10_100", "cifar10"), "schedule": ("sequence", "scratch"), "init": ("keras", "torch")}
-IMAGES = 50000  # to train on, of either data set
 TASKS = {"cifar10_100": 6, "cifar10": 5}
 
 
@@ -40,8 +39,8 @@ class SICIFAR(Configuration):
     def task_samples(self, task: int) -> int:
         """Training images of a task."""
         if self.dataset == "cifar10":
-            return IMAGES // TASKS["cifar10"]
-        return IMAGES if task == 0 else IMAGES // 10
+            return TRAIN_IMAGES["cifar10"] // TASKS["cifar10"]
+        return TRAIN_IMAGES["cifar10"] if task == 0 else TRAIN_IMAGES["cifar100"] // 10
 
     @property
     def steps(self) -> int:

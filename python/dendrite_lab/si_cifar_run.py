@@ -29,7 +29,7 @@ class ConvHeads(nn.Module):
     forward(x [B, 3, 32, 32], task) -> logits [B, classes].
     """
 
-    def __init__(self, classes: int, heads: int, init: str = "keras"):
+    def __init__(self, classes: int, heads: int, init: str = "torch"):
         super().__init__()
         layers = []
         for number, (inputs, outputs) in enumerate(pairwise(CHANNELS)):

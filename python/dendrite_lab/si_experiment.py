@@ -6,10 +6,19 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import ClassVar
 
-from .configuration import LARGEST_SEED, Configuration, check_choices, check_positive_counts, check_range
+from .configuration import (
+    IMAGE_VALUES,
+    LARGEST_SEED,
+    TRAIN_IMAGES,
+    Configuration,
+    check_choices,
+    check_positive_counts,
+    check_range,
+    ours,
+)
 from .errors import LabError
 
-IMAGE_PIXELS, IMAGES, CLASSES = 784, 60000, 10
+CLASSES = 10
 
 # field: what it may be
 CHOICES = {
@@ -46,7 +55,7 @@ class SIExperiment(Configuration):
     variant: str = "zenke"
     schedule: str = "sequence"
     data_seed: int = 42  # of the permutations
-    train_samples: int = IMAGES  # fewer for a quick look
+    train_samples: int = TRAIN_IMAGES["mnist"]  # fewer for a quick look
     test_batch_size: int = 1000
     init: str = "torch"
 
@@ -69,13 +78,13 @@ class SIExperiment(Configuration):
     @property
     def step_guess(self) -> float:
         """Seconds of a step at 1e11 sums a second, and what its Python takes."""
-        weights = sum(a * b for a, b in pairwise((IMAGE_PIXELS, *self.hidden)))
+        weights = sum(a * b for a, b in pairwise((IMAGE_VALUES["mnist"], *self.hidden)))
         return 0.002 + 6 * self.batch_size * weights / 1e11
 
     @property
     def note(self) -> str | None:
         """What of it is not the source's."""
-        return f"ours, where the source is silent: SGD's rate of {self.lr:g}" if self.optimizer == "sgd" else None
+        return ours(f"SGD's rate of {self.lr:g}") if self.optimizer == "sgd" else None
 
     def describe(self) -> str:
         return f"mean accuracy over {self.tasks} tasks"
@@ -87,7 +96,7 @@ class SIExperiment(Configuration):
         check_range(self, ("c",), 0)
         check_range(self, ("xi", "lr"), 0, above=True)
         check_range(self, ("data_seed",), 0, LARGEST_SEED)
-        check_range(self, ("train_samples",), self.batch_size, IMAGES)
+        check_range(self, ("train_samples",), self.batch_size, TRAIN_IMAGES["mnist"])
         if not 0 <= self.dropout < 1:
             raise LabError(f"dropout: expected a fraction in [0, 1), got {self.dropout}")
         if self.benchmark == "split_mnist" and self.tasks > CLASSES // 2:

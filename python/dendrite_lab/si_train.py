@@ -16,9 +16,9 @@ from dendrite_kernels.optim import SynapticIntelligence
 
 from .data import MNIST
 from .networks import draw_as_keras
-from .permuted import batches
+from .permuted import PIXELS, batches
 from .results import row_of
-from .si_experiment import IMAGE_PIXELS, SIExperiment
+from .si_experiment import SIExperiment
 from .si_tasks import Tasks, tasks_of
 from .state import Progress, Saver, TaskState, begun
 
@@ -31,15 +31,20 @@ class SIState(TaskState):
 
 
 class MultiHead(nn.Module):
-    """Hidden ReLU layers for all tasks and output layers: task t takes head t, or the only one."""
+    """Hidden ReLU layers for all tasks and output layers: task t takes head t, or the only one.
 
-    def __init__(self, hidden: tuple[int, ...], classes: int, heads: int, dropout: float = 0.0):
+    init: "keras" as the paper's code draws it; "torch".
+    """
+
+    def __init__(self, hidden: tuple[int, ...], classes: int, heads: int, dropout: float = 0.0, init: str = "torch"):
         super().__init__()
         layers = []
-        for inputs, outputs in pairwise((IMAGE_PIXELS, *hidden)):
+        for inputs, outputs in pairwise((PIXELS, *hidden)):
             layers += [nn.Linear(inputs, outputs), nn.ReLU(), *([nn.Dropout(dropout)] if dropout else [])]
         self.body = nn.Sequential(*layers)
         self.heads = nn.ModuleList(nn.Linear(hidden[-1], classes) for _ in range(heads))
+        if init == "keras":
+            draw_as_keras(self)
 
     def forward(self, x: Tensor, task: int) -> Tensor:
         return self.heads[task % len(self.heads)](self.body(x))
@@ -48,10 +53,7 @@ class MultiHead(nn.Module):
 def new_model(config: SIExperiment, classes: int, seed: int) -> MultiHead:
     """The network, drawn from the seed."""
     torch.manual_seed(seed)
-    model = MultiHead(config.hidden, classes, config.heads, config.dropout)
-    if config.init == "keras":
-        draw_as_keras(model)
-    return model
+    return MultiHead(config.hidden, classes, config.heads, config.dropout, config.init)
 
 
 def new_optimizer(model: nn.Module, config: SIExperiment) -> torch.optim.Optimizer:

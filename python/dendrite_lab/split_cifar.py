@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .configuration import Configuration, check_choices, check_range
+from .configuration import IMAGE_VALUES, TRAIN_IMAGES, Configuration, check_choices, check_range, ours
 from .errors import LabError
 
 CHOICES = {
@@ -14,7 +14,6 @@ CHOICES = {
     "optimizer_lifetime": ("task", "run"),
 }
 CLASSES = {"cifar100": 100, "cifar10": 10}
-TRAIN_SAMPLES, IMAGE_VALUES = 50000, 3072  # of either data set
 GRID = {"lr": (1e-5, 1e-4, 1e-3), "batch_size": (32, 64, 128)}  # the source's searches
 CNN_GRID = {**GRID, "weight_decay": (0.0, 1e-5, 1e-4)}
 SPARSE_GRID = {
@@ -60,7 +59,7 @@ class SplitCIFAR(Configuration):
     @property
     def dim_context(self) -> int:
         """Numbers of a task's context."""
-        return IMAGE_VALUES if self.context == "mean" else self.tasks
+        return IMAGE_VALUES[self.dataset] if self.context == "mean" else self.tasks
 
     @property
     def context_density(self) -> float:
@@ -75,7 +74,7 @@ class SplitCIFAR(Configuration):
     @property
     def task_samples(self) -> int:
         """Training images of a task, those for validation included."""
-        return self.classes_per_task * TRAIN_SAMPLES // CLASSES[self.dataset]
+        return self.classes_per_task * TRAIN_IMAGES[self.dataset] // CLASSES[self.dataset]
 
     @property
     def steps(self) -> int:
@@ -98,7 +97,7 @@ class SplitCIFAR(Configuration):
         """That CIFAR-10 stands in, where it does; what of it is not the source's."""
         if self.dataset == "cifar100":
             held_out = f"{100 * self.validation:g} % of its images held out"
-            return f"ours, where the source is silent: at most {self.epochs} epochs a task, {held_out}"
+            return ours(f"at most {self.epochs} epochs a task, {held_out}")
         return (
             f"CIFAR-10 in CIFAR-100's place: {self.tasks} {self.classes_per_task}-way tasks, at most {self.epochs} "
             "epochs each; not the paper's experiment"

@@ -10,8 +10,9 @@ from pathlib import Path
 from statistics import mean
 
 from .config import EXPERIMENTS, Configuration
+from .configuration import IMAGE_VALUES
 from .errors import LabError
-from .experiment import IMAGE_PIXELS, Experiment
+from .experiment import Experiment
 from .results import as_configured, with_twins
 
 PLAN = Path(__file__).with_name("plan.txt")
@@ -73,7 +74,7 @@ def _step_guess(config: Configuration) -> float:
     found = CLUSTER_TEST if config.context == "clusters" else 0.0
     if config.activation == "kwinners" and config.percent_on <= 0.1:
         return STEP + found
-    sizes = (IMAGE_PIXELS, *config.hidden)
+    sizes = (IMAGE_VALUES["mnist"], *config.hidden)
     weights = sum(a * b for a, b in pairwise(sizes))
     return STEP + found + 6 * config.batch_size * weights / FLOPS  # forward, and a gradient for each factor
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from .configuration import Configuration, check_choices, check_range
+from .configuration import IMAGE_VALUES, TRAIN_IMAGES, Configuration, check_choices, check_range, ours
 from .errors import LabError
 
 BEST = 0.03  # the winning ticket that a row's accuracy is of: at about this density
-IMAGES = {"mnist": 60000, "cifar10": 50000}  # to train on
-PIXELS = {"mnist": 784, "cifar10": 3072}  # values of an image
 
 # field: what it may be
-CHOICES = {"network": ("fc", "lenet5"), "dataset": tuple(IMAGES)}
+CHOICES = {"network": ("fc", "lenet5"), "dataset": ("mnist", "cifar10")}
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class Tickets(Configuration):
     @property
     def pixels(self) -> int:
         """Values of an image."""
-        return PIXELS[self.dataset]
+        return IMAGE_VALUES[self.dataset]
 
     def density(self, level: int) -> float:
         """The share of weights left at a level, but for rounding."""
@@ -72,8 +70,7 @@ class Tickets(Configuration):
     def note(self) -> str | None:
         """That it is shortened, where it is by name; what of it is not the source's."""
         if self.name not in SHORTENED:
-            ours = f"patience of {self.patience} epochs, {self.validation:,} images held out"
-            return f"ours, where the source is silent: {ours}"
+            return ours(f"patience of {self.patience} epochs, {self.validation:,} images held out")
         return (
             f"shortened for two cores: {self.levels} levels of {100 * self.pruned:.0f} %, at most {self.epochs} epochs "
             f"of {self.train_samples} images each; not the paper's experiment"
@@ -87,8 +84,8 @@ class Tickets(Configuration):
         check_range(self, ("levels", "batch_size", "epochs", "patience", "validation", "test_batch_size"), 1)
         check_range(self, ("lr",), 0, above=True)
         check_range(self, ("weight_decay",), 0)
-        check_range(self, ("validation",), 1, IMAGES[self.dataset] - self.batch_size)
-        check_range(self, ("train_samples",), self.batch_size, IMAGES[self.dataset] - self.validation)
+        check_range(self, ("validation",), 1, TRAIN_IMAGES[self.dataset] - self.batch_size)
+        check_range(self, ("train_samples",), self.batch_size, TRAIN_IMAGES[self.dataset] - self.validation)
         if self.network == "lenet5" and self.dataset != "mnist":
             raise LabError(f"dataset: expected mnist for lenet5, got {self.dataset}")
         if not 0 < self.pruned < 1:

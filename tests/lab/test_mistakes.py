@@ -63,7 +63,7 @@ def test_words(main, words, start):
         ("weight_sparsity=nan", "weight_sparsity: expected a fraction in [0, 1), got nan"),
         ("percent_on=nan", "percent_on: expected a fraction in (0, 1], got nan"),
         ("tasks=0", "tasks: expected 1 or more, got 0"),
-        ("train_samples=10", "train_samples: expected batch_size (256) to 60000, got 10"),
+        ("train_samples=10", "train_samples: expected 256 or more, at most 60000, got 10"),
         ("data_seed=-1", "data_seed: expected 0 to 4294967295, got -1"),
     ],
 )

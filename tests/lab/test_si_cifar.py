@@ -42,7 +42,7 @@ def test_the_table():
 
 
 def test_the_network():
-    model = ConvHeads(10, 6).eval()
+    model = ConvHeads(10, 6, init="keras").eval()
     shapes = [tuple(p.shape) for p in model.body.parameters() if p.dim() > 1]
     assert shapes == [(32, 3, 3, 3), (32, 32, 3, 3), (64, 32, 3, 3), (64, 64, 3, 3), (512, 2304)]
     assert [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)] == [0.25, 0.25, 0.5]
