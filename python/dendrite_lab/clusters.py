@@ -7,7 +7,7 @@ from scipy.special import fdtr
 from torch import Tensor
 
 JOINS_BELOW = 0.9  # of the F distribution function
-EXEMPLARS = 256  # a cluster keeps its first ones
+EXEMPLARS = 256  # that a cluster keeps
 
 
 class Sample:
@@ -76,13 +76,14 @@ def _inverse_form(scatter: Tensor, d: Tensor) -> tuple[float, int]:
 
 
 class Clusters:
-    """Clusters in the order of their founding."""
+    """Clusters in the order of their founding; which exemplars they keep is drawn from the generator."""
 
-    def __init__(self):
+    def __init__(self, generator: torch.Generator):
+        self.generator = generator
         self.prototypes: list[Tensor] = []  # of [P], float64: the mean of all samples that joined
         self.counts: list[int] = []  # of those samples
         self.exemplars: list[Tensor] = []  # of [up to EXEMPLARS, P]
-        self._tested: list[Sample] = []  # of the exemplars, made anew only when they change
+        self._tested: list[Sample] = []  # of the exemplars
 
     def __len__(self) -> int:
         return len(self.counts)
@@ -104,14 +105,25 @@ class Clusters:
         self.counts[number] += len(batch)
         share = len(batch) / self.counts[number]
         self.prototypes[number] = torch.lerp(self.prototypes[number], sample.mean, share)
-        room = EXEMPLARS - len(self.exemplars[number])
-        if room > 0:
-            self.exemplars[number] = torch.cat([self.exemplars[number], batch[:room]])
-            self._tested[number] = Sample(self.exemplars[number])
+        self.exemplars[number] = self._renewed(self.exemplars[number], batch)
+        self._tested[number] = Sample(self.exemplars[number])
+
+    def _renewed(self, kept: Tensor, batch: Tensor) -> Tensor:
+        """Exemplars of both in proportion to their numbers, so that no odd first batch is all that a cluster knows."""
+        both = len(kept) + len(batch)
+        if both <= EXEMPLARS:
+            return torch.cat([kept, batch])
+        stay = EXEMPLARS * len(kept) // both
+        return torch.cat([self._some(kept, stay), self._some(batch, EXEMPLARS - stay)])
+
+    def _some(self, x: Tensor, count: int) -> Tensor:
+        return x[torch.randperm(len(x), generator=self.generator)[:count]]
 
     def state(self) -> dict:
-        return {"prototypes": self.prototypes, "counts": self.counts, "exemplars": self.exemplars}
+        lists = {"prototypes": self.prototypes, "counts": self.counts, "exemplars": self.exemplars}
+        return {**lists, "generator": self.generator.get_state()}
 
     def load(self, state: dict) -> None:
         self.prototypes, self.counts, self.exemplars = (list(state[k]) for k in ("prototypes", "counts", "exemplars"))
+        self.generator.set_state(state["generator"])
         self._tested = [Sample(exemplars) for exemplars in self.exemplars]

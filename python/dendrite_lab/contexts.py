@@ -93,7 +93,7 @@ class FoundPrototypes(NoContexts):
     def __init__(self, seed: int):
         generator = torch.Generator().manual_seed(seed)
         self.pixels = torch.randperm(PIXELS, generator=generator)[:CLUSTER_PIXELS]
-        self.clusters = Clusters()
+        self.clusters = Clusters(generator)
 
     def of_batch(self, x: Tensor) -> Tensor:
         number = self.clusters.add(x.cpu()[:, self.pixels])

@@ -14,6 +14,14 @@ def normal(count, dimensions, seed, mean=0.0):
     return torch.from_numpy(np.random.default_rng(seed).normal(size=(count, dimensions)) @ mixing + mean).float()
 
 
+def empty(seed=0):
+    return Clusters(torch.Generator().manual_seed(seed))
+
+
+def rows_of(x):
+    return {tuple(row) for row in x.tolist()}
+
+
 def textbook(x, y):
     """Hotelling's two-sample test with numpy's covariance and pseudo-inverse, and scipy's F."""
     x, y = x.double().numpy(), y.double().numpy()
@@ -79,7 +87,7 @@ def two_populations(seed):
 
 def test_two_populations_make_two_clusters_with_their_means():
     """Seed 3: one where no batch is of the tenth that the test's level sends away."""
-    found, given = Clusters(), two_populations(3)
+    found, given = empty(), two_populations(3)
     assert [found.add(batch) for batch in given] == [0, 1, 0, 1, 1, 0]
     for number, batches in enumerate(([0, 2, 5], [1, 3, 4])):
         mean = torch.cat([given[i] for i in batches]).double().mean(0)
@@ -94,36 +102,50 @@ def test_a_tenth_of_a_populations_batches_is_sent_away():
     assert abs(away - 100) < 4 * np.sqrt(1000 * 0.1 * 0.9)
 
 
-def test_exemplars_are_the_first_256_and_what_is_remembered_of_them_is_current():
-    found, batch = Clusters(), normal(100, 6, 11)
-    batches = [batch, batch.flip(0), batch, batch.flip(0)]  # of one mean
-    joined = [found.add(batch) for batch in batches]
-    assert joined == [0, 0, 0, 0]
-    kept = torch.cat(batches)[:EXEMPLARS]
-    assert torch.equal(found.exemplars[0], kept)
-    assert torch.equal(found._tested[0].mean, Sample(kept).mean)
-    tested = found._tested[0]
-    found.add(batches[0])
-    assert found._tested[0] is tested and found.counts == [500]  # full: nothing is computed anew
+def test_exemplars_are_renewed_in_proportion_and_what_is_remembered_of_them_is_current():
+    batches = [normal(100, 6, 11) + number / 1000 for number in range(4)]  # nearly of one mean, no two rows alike
+    found = empty()
+    assert [found.add(batch) for batch in batches[:2]] == [0, 0]
+    assert torch.equal(found.exemplars[0], torch.cat(batches[:2]))  # there was room for both
+    for number, new in ((2, EXEMPLARS - EXEMPLARS * 200 // 300), (3, EXEMPLARS - EXEMPLARS * 256 // 356)):
+        before = rows_of(found.exemplars[0])
+        assert found.add(batches[number]) == 0
+        kept, batch = rows_of(found.exemplars[0]), rows_of(batches[number])
+        assert len(found.exemplars[0]) == len(kept) == EXEMPLARS
+        assert len(kept & batch) == new and len(kept & before) == EXEMPLARS - new
+        assert torch.equal(found._tested[0].mean, Sample(found.exemplars[0]).mean)
+    assert found.counts == [400]
+
+
+def test_which_exemplars_stay_is_drawn_from_the_generator():
+    def after(seed):
+        found = empty(seed)
+        for batch in (normal(256, 6, 11), normal(256, 6, 11).flip(0)):
+            assert found.add(batch) == 0
+        return rows_of(found.exemplars[0])
+
+    assert after(0) == after(0) and after(0) != after(1)
 
 
 def test_clusters_go_on_from_their_state():
     given = two_populations(3)
-    whole, first, second = Clusters(), Clusters(), Clusters()
+    whole, first, second = empty(), empty(), empty(9)
     numbers = [whole.add(batch) for batch in given]
     for batch in given[:3]:
         first.add(batch)
     second.load(first.state())
     assert [second.add(batch) for batch in given[3:]] == numbers[3:]
-    assert all(torch.equal(a, b) for a, b in zip(second.prototypes, whole.prototypes, strict=True))
+    for key in ("prototypes", "exemplars"):
+        assert all(torch.equal(a, b) for a, b in zip(second.state()[key], whole.state()[key], strict=True))
 
 
 def test_a_batch_joins_the_first_cluster_that_takes_it(monkeypatch):
     """Clusters are asked in the order of their founding, by a test that is made to accept all but the first."""
-    found = Clusters()
+    found = empty()
     for batch in two_populations(3)[:2]:
         found.add(batch)
     asked = []
     monkeypatch.setattr(clusters, "surely_differ", lambda a, b, limit: False)
     monkeypatch.setattr(clusters, "hotelling_cdf", lambda a, b: asked.append(a) or (0.9, 0.8999)[len(asked) - 1])
-    assert found.add(torch.randn(256, 16)) == 1 and asked == found._tested[:2]
+    tested = found._tested[:2]
+    assert found.add(torch.randn(256, 16)) == 1 and asked == tested
