@@ -102,6 +102,9 @@ def test_what_lies_beyond_its_interval_and_why(monkeypatch):
     why = judged.beyond([*few, *some, *others])[0][4]
     assert why == "Because. prototype_2 --set epochs=5 --set lr=0.001: 97.50 % (2 runs)."
     assert judged.beyond([*few, row("prototype_2", 3, 0.98)]) == []  # within
+    monkeypatch.setattr(judged, "EXPLAINED", {"prototype_2": judged.Explanation("So.", "prototype_10", after=2)})
+    longer = row("prototype_10", 0, 0.945, accuracy_by_task={"2": [0.95, 0.97], "10": [0.9] * 10})
+    assert judged.beyond([*few, longer])[0][4] == "So. prototype_10 after 2 tasks: 96.00 % (1 run)."
     assert judged.beyond([row("prototype_5", 0, 0.9636 - 0.0099)]) == []
     assert judged.beyond([row("prototype_5", 0, 0.9636 + 0.0101)])[0][4] == "unexplained"
     assert report.beyond_table([]) is None and report.beyond_table(few).row_count == 1
@@ -111,7 +114,8 @@ def test_every_explanation_is_of_a_published_number_and_tested_by_an_experiment(
     for name, why in judged.EXPLAINED.items():
         assert name in published.ACCURACY
         if why.experiment:
-            experiment(why.experiment, {key: str(value) for key, value in why.changes})
+            tests = experiment(why.experiment, {key: str(value) for key, value in why.changes})
+            assert not why.after or why.after in tests.evaluate_after
 
 
 def test_the_runs_of_the_source():
