@@ -1,7 +1,8 @@
-"""What we compare with: the network as the sources' code runs it, written plainly from the papers.
+"""What we compare with: the network as the sources' code runs it, and as one would rewrite it in plain PyTorch.
 
-Contexts are given for every row and go through one einsum; winners are found by kthvalue; every gradient and Adam
-moment is dense; masked weights are set to zero after the step. It is the baseline of every training claim.
+The sources' way: contexts are given for every row and go through one einsum; winners are found by kthvalue. Rewritten:
+a batch has one context, whose winning segments a product outside the graph finds, and topk. In both every gradient and
+Adam moment is dense, duty cycles are kept, and masked weights are set to zero after the step.
 """
 
 from __future__ import annotations
@@ -17,6 +18,23 @@ def plain_gate(context: Tensor, segments: Tensor) -> Tensor:
     return activations.gather(2, winner.unsqueeze(2)).squeeze(2).sigmoid()
 
 
+def gate_by_product(context: Tensor, segments: Tensor) -> Tensor:
+    """The same with segments as the rows of one matrix: contexts [G, C] -> [G, O]."""
+    activations = (segments.flatten(0, 1) @ context.T).view(*segments.shape[:2], -1)
+    winner = activations.abs().argmax(1, keepdim=True)
+    return activations.gather(1, winner).squeeze(1).T.sigmoid()
+
+
+def winning_gate(context: Tensor, segments: Tensor) -> Tensor:
+    """The same of one context [1, C] -> [1, O]: gradients read and write the winners' rows alone."""
+    units, count, _ = segments.shape
+    rows = segments.flatten(0, 1)
+    with torch.no_grad():
+        winner = (rows @ context[0]).view(units, count).abs().argmax(1)
+    places = torch.arange(units, device=winner.device) * count + winner
+    return (rows.index_select(0, places) @ context[0]).sigmoid()[None]
+
+
 def plain_kwinners(y: Tensor, k: int) -> Tensor:
     """Everything below the k-th largest of its row becomes 0."""
     threshold = y.kthvalue(y.shape[1] - k + 1, dim=1, keepdim=True).values
@@ -29,11 +47,17 @@ def topk_kwinners(y: Tensor, k: int) -> Tensor:
     return torch.zeros_like(y).scatter(1, indices, values)
 
 
+def gather_product(values: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
+    """x W^T of k-sparse rows x by torch's op that gathers: quick where an input's column of weight lies together."""
+    return nn.functional.embedding_bag(indices, weight.T, per_sample_weights=values, mode="sum")
+
+
 class PlainLayer(nn.Module):
     """A masked linear layer, gated by its segments, with k winners and their duty cycles."""
 
-    def __init__(self, weight: Tensor, bias: Tensor, segments: Tensor, mask: Tensor | None, k: int):
+    def __init__(self, weight: Tensor, bias: Tensor, segments: Tensor, mask: Tensor | None, k: int, rewritten: bool):
         super().__init__()
+        self.gate, self.kwinners = (winning_gate, topk_kwinners) if rewritten else (plain_gate, plain_kwinners)
         self.weight, self.bias, self.segments = (nn.Parameter(p.detach().clone()) for p in (weight, bias, segments))
         self.zero_mask = None if mask is None else ~mask.contiguous()
         self.k = k
@@ -41,8 +65,8 @@ class PlainLayer(nn.Module):
         self.register_buffer("samples", torch.zeros((), dtype=torch.int64, device=weight.device))
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        y = nn.functional.linear(x, self.weight, self.bias) * plain_gate(context, self.segments)
-        z = plain_kwinners(y, self.k)
+        y = nn.functional.linear(x, self.weight, self.bias) * self.gate(context, self.segments)
+        z = self.kwinners(y, self.k)
         if self.training:
             self._count(z.detach())
         return z
@@ -54,12 +78,14 @@ class PlainLayer(nn.Module):
 
 
 class PlainNetwork(nn.Module):
-    """The permutedMNIST network, with the parameters of one of ours."""
+    """The permutedMNIST network, with the parameters of one of ours, the sources' way or rewritten."""
 
-    def __init__(self, ours: nn.Module):
+    def __init__(self, ours: nn.Module, rewritten: bool = False):
         super().__init__()
+        self.rewritten = rewritten
         self.layers = nn.ModuleList(
-            PlainLayer(_by_unit(m.weight), m.bias, m.segments.weights, m.weight_mask, m.kwinners.k) for m in ours.layers
+            PlainLayer(_by_unit(m.weight), m.bias, m.segments.weights, m.weight_mask, m.kwinners.k, rewritten)
+            for m in ours.layers
         )
         self.weight, self.bias = (nn.Parameter(_by_unit(p.detach())) for p in (ours.output.weight, ours.output.bias))
         mask = ours.output.weight_mask
@@ -76,12 +102,13 @@ class PlainNetwork(nn.Module):
             if module.zero_mask is not None:
                 module.weight.masked_fill_(module.zero_mask, 0)
 
-    def train_step(self, optimizer, x: Tensor, labels: Tensor, context: Tensor, forward=None) -> Tensor:
-        """One step; context [1, C] is spelt out for every row, as a data loader would give it.
+    def rows_of(self, context: Tensor, batch: int) -> Tensor:
+        """The context [1, C] as forward takes it: the sources' way spells it out for every row, as a data loader."""
+        return context if self.rewritten else context.expand(batch, -1).contiguous()
 
-        forward: this network compiled; None: as it is.
-        """
-        rows = context.expand(len(x), -1).contiguous()
+    def train_step(self, optimizer, x: Tensor, labels: Tensor, context: Tensor, forward=None) -> Tensor:
+        """One step on the context [1, C]. forward: this network compiled; None: as it is."""
+        rows = self.rows_of(context, len(x))
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy((self if forward is None else forward)(x, rows), labels)
         loss.backward()

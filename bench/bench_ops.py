@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from baselines import plain_gate, plain_kwinners, topk_kwinners
+from baselines import (
+    gate_by_product,
+    gather_product,
+    plain_gate,
+    plain_kwinners,
+    topk_kwinners,
+    winning_gate,
+)
 
 import dendrite_kernels as dk
 from dendrite_kernels import reference as ref
@@ -25,16 +32,21 @@ def seeded():
 
 
 @pytest.mark.parametrize("segments, contexts", [(10, 1), (10, 10), (100, 1), (100, 10)])
-@pytest.mark.parametrize("label", ["ours", "reference", "compiled reference"])
+@pytest.mark.parametrize("label", ["ours", "reference", "compiled reference", "one product"])
 def bench_segment_gate(benchmark, race, label, segments, contexts):
     benchmark.group = f"segment_gate, S = {segments}, G = {contexts}"
     context, weights = torch.randn(contexts, CONTEXT), torch.randn(UNITS, segments, CONTEXT) / 28
     want = ref.segment_gate(context.double(), weights.double())[0]
-    function = {"ours": dk.segment_gate, "reference": ref.segment_gate}.get(label) or compiled(ref.segment_gate)
+    functions = {
+        "ours": lambda *args: dk.segment_gate(*args)[0],
+        "reference": lambda *args: ref.segment_gate(*args)[0],
+        "one product": gate_by_product,
+    }
+    function = functions.get(label) or compiled(functions["reference"])
     race(
         label,
         lambda: function(context, weights),
-        lambda out: assert_close(out[0], want, terms=CONTEXT),
+        lambda out: assert_close(out, want, terms=CONTEXT),
         shape=f"O = {UNITS}, C = {CONTEXT}",
         bytes_=weights.numel() * 4,
         rounds=7,
@@ -42,7 +54,7 @@ def bench_segment_gate(benchmark, race, label, segments, contexts):
 
 
 @pytest.mark.parametrize("segments", [10, 100])
-@pytest.mark.parametrize("label", ["ours", "reference"])
+@pytest.mark.parametrize("label", ["ours", "reference", "winners' rows"])
 def bench_segment_gate_backward(benchmark, race, label, segments):
     benchmark.group = f"segment_gate, forward and dense backward, S = {segments}, G = 1"
     context = torch.randn(1, CONTEXT)
@@ -51,10 +63,11 @@ def bench_segment_gate_backward(benchmark, race, label, segments):
     gate, winner = ref.segment_gate(context.double(), wide)
     ones = torch.ones_like(gate)
     want = ref.segment_gate_backward(ones, context.double(), wide, gate, winner, "sigmoid", (False, True, False))[1]
-    function = dk.segment_gate if label == "ours" else ref.segment_gate
+    gates = {"ours": lambda *args: dk.segment_gate(*args)[0], "winners' rows": winning_gate}
+    function = gates.get(label, lambda *args: ref.segment_gate(*args)[0])
     race(
         label,
-        lambda: torch.autograd.grad(function(context, weights)[0].sum(), weights)[0],
+        lambda: torch.autograd.grad(function(context, weights).sum(), weights)[0],
         lambda grad: assert_close(grad, want, terms=CONTEXT),
         shape=f"O = {UNITS}, C = {CONTEXT}",
         bytes_=2 * weights.numel() * 4,
@@ -184,7 +197,9 @@ def bench_kwinners2d(benchmark, race, label, backward, local):
 
 @pytest.mark.parametrize("batch, k", [(256, K), (1, K), (256, 1024)])
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "both"])
-@pytest.mark.parametrize("label", ["ours", "ours, weight by unit", "torch dense", "torch sparse CSR"])
+@pytest.mark.parametrize(
+    "label", ["ours", "ours, weight by unit", "torch dense", "torch sparse CSR", "torch embedding_bag"]
+)
 def bench_sparse_linear(benchmark, race, label, backward, batch, k):
     benchmark.group = f"sparse_linear, B = {batch}, k = {k}, " + ("forward and backward" if backward else "forward")
     if backward and label == "torch sparse CSR":
@@ -192,29 +207,32 @@ def bench_sparse_linear(benchmark, race, label, backward, batch, k):
     x = dk.gated_kwinners_sparse(torch.randn(batch, UNITS), None, None, None, k)
     mask = torch.rand(UNITS, UNITS) < 0.5
     weight = torch.randn(UNITS, UNITS) * mask
-    if label == "ours":
+    if label in ("ours", "torch embedding_bag"):
         weight = weight.T.contiguous().T
     weight.requires_grad_(backward)
     dense = x.to_dense().requires_grad_(backward)
     values = x.values.requires_grad_(backward)
     csr = dense.detach().to_sparse_csr()
     wide_x, wide_weight, grad = dense.detach().double(), weight.detach().double(), torch.randn(batch, UNITS)
-    ours = label.startswith("ours")
+    ours, indices = label.startswith("ours"), x.indices.long()
+    sparse = ours or "embedding" in label
 
     def forward():
         if ours:
             return dk.sparse_linear(dk.KSparse(values, x.indices, UNITS), weight)
+        if sparse:
+            return gather_product(values, indices, weight)
         return csr @ weight.T if "CSR" in label else torch.nn.functional.linear(dense, weight)
 
     def both():
-        return torch.autograd.grad(forward(), (values if ours else dense, weight), grad)
+        return torch.autograd.grad(forward(), (values if sparse else dense, weight), grad)
 
     def check(out):
         assert_close(out, wide_x @ wide_weight.T, terms=k)
 
     def check_both(grads):
         want = grad.double() @ wide_weight
-        assert_close(grads[0], want.gather(1, x.indices.long()) if ours else want, terms=UNITS)
+        assert_close(grads[0], want.gather(1, indices) if sparse else want, terms=UNITS)
         assert_close(grads[1], grad.double().T @ wide_x, terms=batch)
 
     race(
@@ -238,8 +256,13 @@ def plain_layer_shared(x, weight, bias, context, segments):
     return plain_kwinners(torch.nn.functional.linear(x, weight, bias) * plain_gate(context, segments), K)
 
 
+def rewritten_layer(x, weight, bias, context, segments):
+    return topk_kwinners(torch.nn.functional.linear(x, weight, bias) * winning_gate(context, segments), K)
+
+
 LAYERS = {
     "ours": lambda *args: dk.dendritic_linear(*args, k=K),
+    "rewritten": rewritten_layer,
     "plain": plain_layer,
     "plain, one context": plain_layer_shared,
 }

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 STEPS = [
     ("step, S = 10", "speedup_graph", 10),
     ("step, S = 10", "speedup_graph_over_compiled", 3),
+    ("step, S = 10", "speedup_graph_over_rewritten", 1),
     ("step, S = 100", "speedup_graph", 50),
+    ("step, S = 100", "speedup_graph_over_rewritten", 1),
 ]
 GATE, WINNERS = "segment_gate, S = 10, G = 1, O = 2048", "gated_kwinners, B = 256, O = 2048"
 MOST_SECONDS = 15  # of prototype_10

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from statistics import median
 
 import torch
-from baselines import topk_kwinners
+from baselines import gate_by_product, gather_product, topk_kwinners
 from dendrite_lab.results import provenance
 from workload import finish, timed
 
@@ -89,6 +89,7 @@ def gates(device, segments, contexts, units):
     rivals = {
         "ours": lambda: dk.segment_gate(context, weights)[0],
         "reference": lambda: ref.segment_gate(context, weights)[0],
+        "one product": lambda: gate_by_product(context, weights),
         "compiled reference": (compiled := torch.compile(ref.segment_gate)) and (lambda: compiled(context, weights)[0]),
     }
     cost = {"bytes": weights.numel() * 4, "flops": 2 * contexts * weights.numel()}
@@ -137,7 +138,7 @@ def products(device, batch, units):
     weight = torch.randn(units, units, device=device).T.requires_grad_()
     grad, dense = torch.randn(batch, units, device=device), x.to_dense()
     values, csr = x.values.requires_grad_(), dense.to_sparse_csr()
-    want = grad.double().T @ dense.double()
+    want, indices = grad.double().T @ dense.double(), x.indices.long()
 
     def ours():
         y = dk.sparse_linear(dk.KSparse(values, x.indices, units), weight)
@@ -150,7 +151,12 @@ def products(device, batch, units):
     def by_csr():
         return (csr.transpose(0, 1).to_sparse_csr() @ grad).T
 
+    def by_gather():
+        y = gather_product(values, indices, weight)
+        return torch.autograd.grad(y, (values, weight), grad)[1]
+
     rivals = {"ours": ours, **by_cuda(ours), "cuBLAS": cublas, "sparse CSR (dW alone)": by_csr}
+    rivals["embedding_bag"] = by_gather
     cost = {"bytes": 3 * weight.numel() * 4, "flops": 6 * batch * k * units}
     name = f"k-sparse product, forward and backward, B = {batch}, I = O = {units}"
     return name, rivals, lambda out: assert_close(out, want, terms=batch), cost
@@ -160,12 +166,13 @@ def gathers(device, batch, units):
     """The forward product of few rows."""
     x = dk.gated_kwinners_sparse(torch.randn(batch, units, device=device), None, None, None, units // 20)
     weight, dense = torch.randn(units, units, device=device).T, x.to_dense()
-    want = dense.double() @ weight.double().T
+    want, indices = dense.double() @ weight.double().T, x.indices.long()
 
     def ours():
         return dk.sparse_linear(x, weight)
 
     rivals = {"ours": ours, **by_cuda(ours), "cuBLAS": lambda: torch.nn.functional.linear(dense, weight)}
+    rivals["embedding_bag"] = lambda: gather_product(x.values, indices, weight)
     cost = {"bytes": min(batch * (units // 20), units) * units * 4, "flops": 2 * batch * units // 20 * units}
     name = f"k-sparse product, B = {batch}, I = O = {units}"
     return name, rivals, lambda out: assert_close(out, want, terms=units), cost

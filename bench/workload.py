@@ -47,7 +47,7 @@ class Ours:
 
     def __init__(self, segments: int, tasks: PermutedMNIST, batch: int, dense: bool = False, device: str = "cpu"):
         self.model, self.tasks, self.batch, self.dense = make_model(segments).to(device), tasks, batch, dense
-        self.device = device
+        self.segments, self.device = segments, device
         self.generator = torch.Generator().manual_seed(1)
         self.start_task(0)
 
@@ -84,7 +84,7 @@ def disagreement(ours: DendriticMLP, plain: PlainNetwork, batch) -> dict[str, fl
     """Relative L2 distance of loss and of each gradient, for one batch and equal parameters."""
     x, labels, context = batch
     losses = []
-    for model, rows in ((ours, context), (plain, context.expand(len(x), -1).contiguous())):
+    for model, rows in ((ours, context), (plain, plain.rows_of(context, len(x)))):
         model.zero_grad()
         loss = torch.nn.functional.cross_entropy(model(x, rows), labels)
         loss.backward()
