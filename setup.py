@@ -33,7 +33,7 @@ SOURCES = [
 CPU, CUDA = Path("csrc/cpu"), Path("csrc/cuda")
 CUDA_SOURCES = sorted(p.name for p in CUDA.glob("*.c*"))
 CUDA_ARCHS = (80, 90, 100)  # their chips run the later minor versions' code too; newer chips compile the last one's PTX
-CUDA_MODULE, CUDA_NOTE = "dendrite_kernels._cuda", "_cuda_build.txt"
+CPU_MODULE, CUDA_MODULE, CUDA_NOTE = "dendrite_kernels._cpu", "dendrite_kernels._cuda", "_cuda_build.txt"
 SANITIZERS = ["-fsanitize=address", "-fsanitize=undefined"]
 
 
@@ -41,16 +41,20 @@ class BuildNative(build_ext):
     """Adds the flags that this compiler accepts; a module that can't be built is left out with a warning."""
 
     def build_extension(self, ext):
-        if ext.name == CUDA_MODULE:
-            self._build_cuda(ext)
-            return
+        try:
+            (self._build_cuda if ext.name == CUDA_MODULE else self._build_cpu)(ext)
+        except Exception:  # every compiler class raises its own
+            Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)  # an earlier build's, of other sources
+            raise
+
+    def _build_cpu(self, ext):
         if why := why_nothing():
             raise CompileError(why)  # which setuptools makes a warning
         import pybind11
 
         ext.include_dirs.append(pybind11.get_include())
         flags = ["-std=c++17", "-O3", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"]
-        ext.extra_compile_args = [f for f in [*flags, "-Wno-psabi"] if self._accepts([f])]
+        ext.extra_compile_args = [f for f in [*flags, "-Wno-psabi", "-Wno-maybe-uninitialized"] if self._accepts([f])]
         if os.environ.get("DENDRITE_SANITIZE"):  # make sanitize
             ext.extra_compile_args += ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all", *SANITIZERS]
             ext.extra_link_args += SANITIZERS
@@ -82,10 +86,11 @@ class BuildNative(build_ext):
 
     def copy_extensions_to_source(self):  # of an installation in place
         super().copy_extensions_to_source()
-        built = Path(self.build_lib, self.get_ext_filename(CUDA_MODULE))
         package = Path(self.get_finalized_command("build_py").get_package_dir("dendrite_kernels"))
-        if not built.exists():
-            (package / built.name).unlink(missing_ok=True)
+        for module in (CPU_MODULE, CUDA_MODULE):
+            built = Path(self.build_lib, self.get_ext_filename(module))
+            if not built.exists():
+                (package / built.name).unlink(missing_ok=True)
         if (built.parent / CUDA_NOTE).exists():
             shutil.copyfile(built.parent / CUDA_NOTE, package / CUDA_NOTE)
 
@@ -175,7 +180,7 @@ def why_nothing():
 HEADERS = [str(p) for folder in ("csrc", "csrc/core", "csrc/cpu") for p in sorted(Path(folder).glob("*.h"))]
 MODULES = [
     Extension(
-        "dendrite_kernels._cpu",
+        CPU_MODULE,
         [str(CPU / s) for s in SOURCES],
         include_dirs=["csrc"],
         depends=HEADERS,

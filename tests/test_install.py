@@ -157,18 +157,32 @@ runpy.run_path("setup.py", run_name="__main__")
 """
 
 
-def test_without_pybind11_no_older_cuda_module_stays(tmp_path):
+def test_without_pybind11_no_older_module_stays(tmp_path):
     source = tmp_path / "source"
     shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".venv", ".git", "*.so", "build", "runs", ".data"))
     package = source / "dendrite_kernels"
-    module = package / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
-    module.write_text("of an earlier build")
+    modules = [package / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}" for name in ("_cuda", "_cpu")]
+    for module in modules:
+        module.write_text("of an earlier build")
     (package / "_cuda_build.txt").write_text("built for sm_90\n")
     done = subprocess.run([sys.executable, "-c", WITHOUT_PYBIND11], capture_output=True, text=True, cwd=source)
     assert done.returncode == 0, done.stderr
     assert 'building extension "dendrite_kernels._cpu" failed: no pybind11 was found' in done.stdout + done.stderr
-    assert not module.exists()
+    assert not any(module.exists() for module in modules)
     assert (package / "_cuda_build.txt").read_text() == "not built: no pybind11 was found\n"
+
+
+def test_a_build_that_fails_leaves_no_older_module(tmp_path):
+    """Whose kernels would be tested in place of what was changed."""
+    source = tmp_path / "source"
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".venv", ".git", "*.so", "build", "runs", ".data"))
+    module = source / "dendrite_kernels" / f"_cpu{sysconfig.get_config_var('EXT_SUFFIX')}"
+    module.write_text("of an earlier build")
+    environment = {**os.environ, "CC": "false", "CXX": "false", "DENDRITE_CUDA": "0"}
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=source, env=environment)
+    assert done.returncode == 0 and 'building extension "dendrite_kernels._cpu" failed' in done.stdout + done.stderr
+    assert not module.exists()
 
 
 def test_the_source_distribution_holds_every_kernel(tmp_path):
