@@ -21,24 +21,35 @@ template <class T> int64_t unit_lists(const MakeUnitLists& p) {
   return count;
 }
 
-// One panel of two vectors of columns: out[b, :] = bias + sum_j values[b, j] * panel[offset[b, j] ...].
-template <class T>
+#ifdef DK_AVX512
+constexpr int registers = 32, panel_vectors = 4, fetched_ahead = 16;
+#else
+constexpr int registers = 16, panel_vectors = 2, fetched_ahead = 16;
+#endif
+template <class T> constexpr int64_t panel_width = panel_vectors * lanes<T>;  // columns that are multiplied together
+
+// N vectors of a panel's columns: out[b, :] = bias + sum_j values[b, j] * panel[offset[b, j] ...].
+// ahead: how many entries ahead rows are fetched, so that as many offsets follow the last; 0 where they are in cache.
+template <int N, int ahead, class T>
 DK_INLINE void panel_product(const T* values, const int64_t* offsets, int64_t k, const T* panel, const T* bias, T* out) {
   constexpr int L = lanes<T>;
-  vec<T> acc[4][2] = {{load(bias), load(bias + L)}};
+  vec<T> acc[4][N] = {};
+  for (int v = 0; v < N; v++) acc[0][v] = load(bias + v * L);
   int64_t j = 0;
   for (; j + 4 <= k; j += 4)
-    for (int q = 0; q < 4; q++)
-      for (int v = 0; v < 2; v++) acc[q][v] += values[j + q] * load(panel + offsets[j + q] + v * L);
+    for (int q = 0; q < 4; q++) {
+      for (int v = 0; ahead && v < N; v++) __builtin_prefetch(panel + offsets[j + q + ahead] + v * L);
+      for (int v = 0; v < N; v++) acc[q][v] += values[j + q] * load(panel + offsets[j + q] + v * L);
+    }
   for (; j < k; j++)
-    for (int v = 0; v < 2; v++) acc[0][v] += values[j] * load(panel + offsets[j] + v * L);
-  for (int v = 0; v < 2; v++) store(out + v * L, (acc[0][v] + acc[1][v]) + (acc[2][v] + acc[3][v]));
+    for (int v = 0; v < N; v++) acc[0][v] += values[j] * load(panel + offsets[j] + v * L);
+  for (int v = 0; v < N; v++) store(out + v * L, (acc[0][v] + acc[1][v]) + (acc[2][v] + acc[3][v]));
 }
 
 // The columns [o, o + width) of rows of m, packed side by side; columns past O are zero. rows: which (null: the first n).
 template <class T>
 DK_INLINE void pack_panel(const Matrix<const T>& m, const int32_t* rows, int64_t n, int64_t o, T* panel) {
-  constexpr int64_t L = lanes<T>, width = 2 * L;
+  constexpr int64_t L = lanes<T>, width = panel_width<T>;
   const int64_t here = lower(width, m.columns - o);
   if (m.stride_column == 1 && here == width) {
     for (int64_t r = 0; r < n; r++) copy_bytes(panel + r * width, m.at(rows ? rows[r] : r, o), width * sizeof(T));
@@ -64,38 +75,56 @@ template <class T> struct PanelRows {
 // The sum of a panel's n rows.
 template <class T> DK_INLINE void sum_rows(const T* panel, int64_t n, T* out) {
   constexpr int64_t L = lanes<T>;
-  vec<T> sums[2] = {};
+  vec<T> sums[panel_vectors] = {};
   for (int64_t i = 0; i < n; i++)
-    for (int v = 0; v < 2; v++) sums[v] += load(panel + (2 * i + v) * L);
-  for (int v = 0; v < 2; v++) store(out + v * L, sums[v]);
+    for (int v = 0; v < panel_vectors; v++) sums[v] += load(panel + (panel_vectors * i + v) * L);
+  for (int v = 0; v < panel_vectors; v++) store(out + v * L, sums[v]);
 }
 
 // y[:, o .. o + width) = base + x times the panel.
-template <class T>
+template <int ahead, class T>
 DK_INLINE void multiply_panel(const PanelRows<T>& x, const T* panel, const T* base, int64_t o, int64_t O, T* y) {
-  constexpr int64_t width = 2 * lanes<T>;
+  constexpr int64_t width = panel_width<T>;
   const int64_t here = lower(width, O - o);
+  const bool narrow = here <= width / 2;  // few outputs: the rest of the panel is nobody's
   alignas(64) T row[width];
   for (int64_t b = 0; b < x.B; b++) {
     const int64_t q = x.first[b];
     T* out = y + b * O + o;
-    panel_product(x.values + q, x.offsets + q, x.first[b + 1] - q, panel, base, here == width ? out : row);
+    const int64_t k = x.first[b + 1] - q;
+    if (narrow) panel_product<panel_vectors / 2, ahead>(x.values + q, x.offsets + q, k, panel, base, row);
+    else panel_product<panel_vectors, ahead>(x.values + q, x.offsets + q, k, panel, base, here == width ? out : row);
     if (here < width) copy_bytes(out, row, here * sizeof(T));
   }
 }
 
-// So few samples use a packed row about once: rows that lie side by side are read where they are instead.
-constexpr int64_t few_samples = 4;
+// Where packed rows would be used so few times, rows whose columns lie side by side are read where they are instead.
+constexpr int64_t few_uses = 6, few_samples = 4;
+
+// The first panels of the product, sample by sample: a sample's rows are read from end to end.
+template <class T> void multiply_in_place(const KSparseMatmul<T>& p, int64_t panels) {
+  constexpr int64_t width = panel_width<T>;
+  const int64_t n = p.B * p.k;
+  const Buffer<int64_t> offsets(n + fetched_ahead);
+  for (int64_t q = 0; q < n; q++) offsets[q] = p.indices[q] * p.stride_i;
+  set_bytes(offsets + n, 0, fetched_ahead * sizeof(int64_t));
+  alignas(64) const T zeros[width] = {};
+#pragma omp parallel for num_threads(p.threads) schedule(static)
+  for (int64_t t = 0; t < p.B * panels; t++) {
+    const int64_t b = t / panels, o = t % panels * width;
+    const T* bias = p.bias ? p.bias + o : zeros;
+    panel_product<panel_vectors, fetched_ahead>(p.values + b * p.k, offsets + b * p.k, p.k, p.m + o, bias, p.y + b * p.O + o);
+  }
+}
 
 template <class T> int64_t ksparse_matmul(const KSparseMatmul<T>& p) {
-  const int64_t n = p.B * p.k, width = 2 * lanes<T>, panels = (p.O + width - 1) / width;
+  const int64_t n = p.B * p.k, width = panel_width<T>, panels = (p.O + width - 1) / width;
   const int64_t bad = first_bad_index(p.indices, n, p.I);
   if (bad >= 0) return bad;
   const Matrix<const T> m{p.m, p.O, p.stride_i, p.stride_o};
   // The rows in use get numbers in order, and each panel a packed copy of its columns of them, which stays in cache.
-  const bool in_place = p.B <= few_samples && p.stride_o == 1;
   const Buffer<int32_t> number(p.I), used(p.I);
-  const Buffer<int64_t> packed(n), direct(in_place ? n : 0), first(p.B + 1);
+  const Buffer<int64_t> packed(n), first(p.B + 1);
   int64_t active = 0;
   set_bytes(number, 0xff, p.I * sizeof(int32_t));
   for (int64_t b = 0; b <= p.B; b++) first[b] = b * p.k;
@@ -103,19 +132,18 @@ template <class T> int64_t ksparse_matmul(const KSparseMatmul<T>& p) {
     int32_t& r = number[p.indices[q]];
     if (r < 0) used[active] = p.indices[q], r = (int32_t)active++;
     packed[q] = r * width;
-    if (in_place) direct[q] = p.indices[q] * p.stride_i;
   }
+  const int64_t in_place = p.stride_o == 1 && n < few_uses * active ? p.O / width : 0;  // panels
+  if (in_place) multiply_in_place(p, in_place);
   const Buffer<T> scratch(p.threads * (active * width + width));
 #pragma omp parallel for num_threads(p.threads) schedule(dynamic)
-  for (int64_t t = 0; t < panels; t++) {
-    const int64_t o = t * width, here = lower(width, p.O - o);
+  for (int64_t t = in_place; t < panels; t++) {
+    const int64_t o = t * width;
     T* panel = scratch + thread_number() * (active * width + width);
-    alignas(64) T bias[width] = {};
-    if (p.bias) copy_bytes(bias, p.bias + o, here * sizeof(T));
-    const bool where_it_is = in_place && here == width;
-    if (!where_it_is) pack_panel(m, (const int32_t*)used, active, o, panel);
-    const PanelRows<T> x{p.values, where_it_is ? direct : packed, first, p.B};
-    multiply_panel(x, where_it_is ? p.m + o : (const T*)panel, bias, o, p.O, p.y);
+    alignas(64) T bias[panel_width<T>] = {};
+    if (p.bias) copy_bytes(bias, p.bias + o, lower(width, p.O - o) * sizeof(T));
+    pack_panel(m, (const int32_t*)used, active, o, panel);
+    multiply_panel<0>(PanelRows<T>{p.values, packed, first, p.B}, (const T*)panel, bias, o, p.O, p.y);
   }
   return -1;
 }
@@ -140,7 +168,7 @@ template <class T> DK_INLINE int64_t count_other(const T* x, int64_t n, T common
 // x m = common * (sums of m's columns) + (x - common) m, where x - common has few entries that are not zero.
 // False, with y undefined, where x is not such a matrix or a sum is not finite.
 template <class T> bool mostly_constant_matmul(const MostlyConstantMatmul<T>& p) {
-  constexpr int64_t width = 2 * lanes<T>;
+  constexpr int64_t width = panel_width<T>;
   const int64_t panels = (p.O + width - 1) / width;
   if (!p.B || !p.I) return false;
   const T common = majority(p.x, p.I);
@@ -153,7 +181,8 @@ template <class T> bool mostly_constant_matmul(const MostlyConstantMatmul<T>& p)
   for (int64_t b = 0; b < p.B; b++) first[b + 1] += first[b];
   if (first[p.B] > most * p.B) return false;
   const Buffer<T> values(first[p.B] + 1), scratch(p.threads * p.I * width);
-  const Buffer<int64_t> offsets(first[p.B] + 1);
+  const Buffer<int64_t> offsets(first[p.B] + 1 + fetched_ahead);
+  set_bytes(offsets + first[p.B], 0, (1 + fetched_ahead) * sizeof(int64_t));
   const Matrix<const T> m{p.m, p.O, p.stride_i, p.stride_o};
   const PanelRows<T> others{values, offsets, first, p.B};
   const bool in_place = p.sums && p.B <= few_samples && p.stride_o == 1 && p.O % width == 0;
@@ -176,7 +205,8 @@ template <class T> bool mostly_constant_matmul(const MostlyConstantMatmul<T>& p)
       if (p.sums) copy_bytes(base, p.sums + o, here * sizeof(T));
       else sum_rows(panel, p.I, base);
       for (T& sum : base) sum *= common, finite = finite && std::isfinite(sum);
-      multiply_panel(others, in_place ? p.m + o : (const T*)panel, base, o, p.O, p.y);
+      if (in_place) multiply_panel<fetched_ahead>(others, p.m + o, base, o, p.O, p.y);
+      else multiply_panel<0>(others, (const T*)panel, base, o, p.O, p.y);
     }
   }
   return finite;
@@ -220,11 +250,6 @@ template <bool sums, bool products, int N, class T> DK_INLINE void unit_block(co
     for (int v = 0; v < N; v++) store(p.out + v * L, acc[v]);
 }
 
-#ifdef DK_AVX512
-constexpr int registers = 32;
-#else
-constexpr int registers = 16;
-#endif
 // Vectors of columns at a time: what sums, products or both leave room for.
 template <bool sums, bool products> constexpr int most_vectors = (sums && products) ? registers / 2 - 3 : registers / 2;
 
