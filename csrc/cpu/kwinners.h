@@ -54,8 +54,9 @@ template <class K> DK_INLINE int64_t count_from(const K* keys, int64_t n, K at_l
   return count;
 }
 
-// The largest key that at least k of the n keys reach (n >= k >= 1). Writes up to 15 keys past the end.
-template <class K> DK_INLINE K kth_largest(K* keys, int64_t n, int64_t k) {
+// A threshold that k of the n keys reach, which need not be a key, or the k-th largest where its ties are more than k
+// (n >= k >= 1). Writes up to 15 keys past the end.
+template <class K> DK_INLINE K threshold_of(K* keys, int64_t n, int64_t k) {
   K low = keys[0], high = keys[0];
   for (int64_t i = 0; i < n; i++) {
     low = keys[i] < low ? keys[i] : low;
@@ -99,7 +100,7 @@ DK_INLINE int64_t row_winners(const T* rank, int64_t n, int64_t k, bool keep_tie
   }
   int64_t found = collect(rank, n, guess_threshold(rank, n, guess), keys, at);
   if (found < k) found = collect(rank, n, -std::numeric_limits<T>::infinity(), keys, at);
-  const Key<T> kth = kth_largest(keys, found, k);
+  const Key<T> kth = threshold_of(keys, found, k);
   int64_t count = 0;
   if (keep_ties || count_from(keys, found, kth) == k) {
     for (int64_t i = 0; i < found; i++) out[count] = at[i], count += keys[i] >= kth;

@@ -53,7 +53,7 @@ template <> inline __attribute__((always_inline)) bool any<int32_t>(vec<int32_t>
 
 template <class K> DK_INLINE vec<K> choose(vec<K> mask, vec<K> yes, vec<K> no) { return (mask & yes) | (~mask & no); }
 
-// As kth_largest, for the n keys of each lane: a key that k of them reach, or the k-th itself where there are ties.
+// As threshold_of, for the n keys of each lane: a key that k of them reach, or the k-th itself where there are ties.
 template <class K> DK_INLINE vec<K> kth_of_lanes(const vec<K>* keys, int64_t n, K k) {
   vec<K> low = keys[0], high = keys[0], reached = vec<K>{} + (K)n;
   for (int64_t c = 1; c < n; c++) {
