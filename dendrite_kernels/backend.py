@@ -1,8 +1,9 @@
 """The one place where a backend is chosen.
 
-An op asks `choose(op, device)` for the module whose function of the same name fills the outputs. In order: the
-`use_backend` context, the DENDRITE_BACKEND environment variable, then the first of DEVICE_ORDER that can run it. A
-backend of GPUs that the variable names is for tensors there: those on the CPU, where models are made, keep their own.
+An op asks `choose(device)` for the module whose function of the op's name fills the outputs; each backend has all of
+them, its own or another's. In order: the `use_backend` context, the DENDRITE_BACKEND environment variable, then the
+first of DEVICE_ORDER that can run there. A backend of GPUs that the variable names is for tensors there: those on the
+CPU, where models are made, keep their own.
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ def seeded():
 
 @pytest.fixture(scope="session", autouse=True)
 def warm():
-    """torch's first vectorised square root was seen to be off in fresh processes (shared/design.md, section 5)."""
+    """torch's first vectorised square root was seen to be off in fresh processes."""
     torch.ones(64).sqrt()
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import FunctionType
 
 import pytest
 import torch
@@ -22,6 +23,18 @@ def test_the_native_module_is_there_when_a_compiler_is():
 
     compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     assert cpu._cpu is not None or compiler is None, cpu.why_not(CPU)
+
+
+@pytest.mark.parametrize("name", backend.BACKENDS)
+def test_every_backend_has_every_launcher(name):
+    """Its own or another's: an op asks the backend that a device has, not one for each op."""
+    if name in ("cuda", "triton"):
+        pytest.importorskip("triton", reason="Triton is not installed here")
+    helpers = {"why_not", "fill", "in_stages"}
+    launchers = {key for key, value in vars(reference).items() if isinstance(value, FunctionType)} - helpers
+    launchers = {key for key in launchers if vars(reference)[key].__module__ == reference.__name__ and key[0] != "_"}
+    assert len(launchers) > 15
+    assert {key for key in launchers if not hasattr(backend.BACKENDS[name], key)} == set()
 
 
 @pytest.mark.skipif("DENDRITE_SANITIZED" not in os.environ, reason="only `make sanitize` builds such a module")

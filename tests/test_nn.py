@@ -21,7 +21,7 @@ def plain_kwta(y, k):
 
 
 def plain_forward(params, x, context, dendrite, percent_on):
-    """systems.md, section 1, with the context of every row spelt out."""
+    """Grewal et al. 2021, eq. 1 to 4, with the context of every row spelt out."""
     for i in range(2):
         y = torch.nn.functional.linear(x, params[f"layers.{i}.weight"], params[f"layers.{i}.bias"])
         if dendrite != "none":

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Plainly:
-    """systems.md, section 3, written out with the penalty in the loss."""
+    """Zenke et al. 2017, eq. 4 and 5, written out with the penalty in the loss."""
 
     def __init__(self, model, optimizer, c, xi, variant):
         self.model, self.optimizer, self.c, self.xi, self.tasks = model, optimizer, c, xi, 0

@@ -138,7 +138,7 @@ def _derivative(op, save, backward):
     """The autograd.Function of (run, *args), where run(*args) computes the op without a derivative."""
     arguments = len(op._schema.arguments)
 
-    class Derivative(torch.autograd.Function):
+    class Derivative:
         @staticmethod
         def forward(ctx, run, *args):
             token = differentiating.set(True)
@@ -157,27 +157,28 @@ def _derivative(op, save, backward):
                 raise RuntimeError(f"{op}: second derivatives are not implemented; detach, or use reference.py")
             if all(g is None for g in grads):
                 return (None,) * (1 + arguments)
-            return (None, *backward(ctx, *grads))
+            found = backward(ctx, *grads)
+            assert isinstance(found, tuple) and len(found) == arguments, f"{op}: a gradient for each argument"
+            return (None, *found)
 
         @staticmethod
         def jvp(ctx, *tangents):
             raise RuntimeError(_NO_FORWARD_MODE.format(op))
 
-    Derivative.__name__ = op._schema.name.split("::")[1]
-    return Derivative
+    # named when it is made: autograd reads the name then
+    return type(op._schema.name.split("::")[1], (Derivative, torch.autograd.Function), {})
 
 
 def _under_transform(derivative):
     """The Function for use inside a functorch transform, whose wrappers may be dead when vjp's function is called."""
 
-    class Derivative(derivative):
+    class Derivative:
         @staticmethod
         def backward(ctx, *grads):
             saved = unwrap_dead_wrappers(ctx.saved_tensors)
             return derivative.backward(SimpleNamespace(**vars(ctx), saved_tensors=saved), *unwrap_dead_wrappers(grads))
 
-    Derivative.__name__ = derivative.__name__
-    return Derivative
+    return type(derivative.__name__, (Derivative, derivative), {})
 
 
 def _autograd_kernel(op, derivative):

@@ -14,6 +14,8 @@ def register(library, op, by_row: tuple[int, ...], gate: tuple[int, int] | None)
     gate: positions of gate [G, O] and context_index [B]; the contexts of all samples are numbered on.
     """
     foldable = {*by_row, *(gate or ())}
+    tensors = [i for i, argument in enumerate(op._schema.arguments) if "Tensor" in str(argument.type)]
+    assert foldable <= set(tensors), f"{op}: by_row and gate are positions of tensors"
 
     def rule(info, in_dims, *args):
         size = info.batch_size

@@ -18,7 +18,7 @@ from . import native
 def why_not(device: torch.device) -> str | None:
     if native._cuda is None:
         return (
-            f"dendrite_kernels._cuda is not built ({native.import_error}; {native.build_note()}); "
+            f"dendrite_kernels._cuda is not built ({native.import_error}{native.build_note()}); "
             "install nvcc, then reinstall with `DENDRITE_CUDA=1 pip install -v .`"
         )
     if device.type != "cuda":

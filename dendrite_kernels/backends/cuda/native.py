@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from pathlib import Path
 
 import torch
 
 from .. import triton
 
+_cuda, import_error = None, ""
 try:
-    from ... import _cuda
-
-    import_error = None
-except ImportError as error:  # not built, or built for another Python: the report and why_not say so
-    _cuda = None
-    import_error = str(error)
+    _cuda = importlib.import_module("dendrite_kernels._cuda")
+except ModuleNotFoundError:  # the note says why
+    pass
+except ImportError as error:
+    import_error = f"{error}; "
 
 SUFFIX = {torch.float32: "_f32", torch.float64: "_f64", torch.bfloat16: "_bf16", torch.float16: "_f16"}
 

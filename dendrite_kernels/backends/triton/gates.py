@@ -95,7 +95,7 @@ def _winners(y, gate, bias, context_index, k, combine, boost, relu, keep_ties, z
     )  # fmt: skip
 
 
-def winners_launchers(winners):
+def winners_launchers(start):
     """A backend's gated_kwinners and gated_kwinners_sparse around what starts its kernels."""
 
     def gated_kwinners(out, y, gate, bias, context_index, k, combine, boost, relu, ties):
@@ -104,14 +104,14 @@ def winners_launchers(winners):
             z.zero_(), kept.zero_()
         else:
             args = (y, gate, bias, context_index, k, combine, boost, relu, ties == "keep")
-            winners(*args, z, kept.view(torch.int8), None, None, None)
+            start(*args, z, kept.view(torch.int8), None, None, None)
         fill(out, (z, kept))
 
     def gated_kwinners_sparse(out, y, gate, bias, context_index, k, combine, boost, relu):
         values, indices, pre = (ready(t) for t in out)
         if k:
             args = (y, gate, bias, context_index, k, combine, boost, relu, False)
-            winners(*args, None, None, values, pre, indices)
+            start(*args, None, None, values, pre, indices)
         fill(out, (values, indices, pre))
 
     return gated_kwinners, gated_kwinners_sparse
