@@ -1,4 +1,4 @@
-"""The named experiments (shared facts: Grewal et al. 2021, tables of its appendix; Bain 2022, section 3.2)."""
+"""The named experiments (Grewal et al. 2021, tables of its appendix; Bain 2022, section 3.2)."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _families() -> list[Experiment]:
             config = Experiment(
                 published.name_of(family, tasks), family, tasks, epochs, lr, segments=tasks, context_density=0.1
             )
-            config = replace(config, **NETWORKS[family])
+            config = replace(config, **NETWORKS.get(family, {}))
             if family.startswith("context_"):
                 config = replace(config, evaluate_after=_BAIN_EVALUATES[tasks])
             out.append(config)

@@ -74,14 +74,15 @@ ACCURACY |= {
 
 # how an experiment's name begins: its runs in its source
 _TRIALS = {"context_": 5, "split_cifar100_": 5, "tickets_": 8, "si_split_mnist": 10, "si_split_cifar": 5}
-_TRIALS |= dict.fromkeys(("prototype_", "si_prototype_", "construct_", "active_", "sparse_", "three_", "ten_"), 8)
+_OF_PUBLISHED = dict.fromkeys(("prototype_", "si_prototype_", "construct_", "active_", "sparse_", "three_", "ten_"), 8)
 
 
 def trials(name: str) -> int | None:
     """The runs of an experiment in its source; None of what is not there, or not with their number."""
     if name.endswith("_short") or name.startswith("si_split_cifar10"):  # what stands in for an experiment
         return None
-    return next((count for start, count in _TRIALS.items() if name.startswith(start)), None)
+    counts = {**_TRIALS, **(_OF_PUBLISHED if name in ACCURACY else {})}
+    return next((count for start, count in counts.items() if name.startswith(start)), None)
 
 
 def runs_in_words(name: str, count: int) -> str:

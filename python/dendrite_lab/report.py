@@ -74,7 +74,8 @@ def clusters_table(rows: list[dict]) -> Table | None:
     for name, group in grouped(found, lambda row: row["experiment"]).items():
         counts = [row["clusters"] for row in group]
         spread = in_words(counts, scale=1)
-        out.add_row(name, str(len(counts)), f"{mean(counts):.2f}", spread, f"{published.CLUSTERS[name]:g}")
+        theirs = f"{published.CLUSTERS[name]:g}" if name in published.CLUSTERS else "-"
+        out.add_row(name, str(len(counts)), f"{mean(counts):.2f}", spread, theirs)
     return out
 
 
