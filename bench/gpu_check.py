@@ -69,18 +69,18 @@ FINDS_MNIST = "from dendrite_lab.data import default_folder, mnist_is_in; assert
 # name: (what must be there, the most seconds, what Python is to run)
 STAGES = {
     "report": ((), 60, "-m dendrite_kernels"),
-    "quick step": (STEPS, 120, f"{STEP} --segments 10 --steps 60 --slow-steps 3 --rounds 1"),
+    "quick step": (STEPS, 150, f"{STEP} --segments 10 --steps 60 --slow-steps 3 --rounds 1"),
     "build": (("nvcc", "setuptools", "pybind11"), 150, BUILD),
     "CUDA's tests": (("pytest", CUDA_MODULE), 150, f"{GPU_TESTS} -k by_cuda"),
     "tests on the GPU": (("pytest",), 240, f"{GPU_TESTS} -k by_triton"),
-    "step, S = 10": (STEPS, 90, f"{STEP} --segments 10 --steps 300 --rounds 1"),
+    "step, S = 10": (STEPS, 150, f"{STEP} --segments 10 --steps 300 --rounds 1"),
     "memcheck, CUDA": (SANITIZED, 150, CUDA_TESTS),
     "racecheck, CUDA": (SANITIZED, 150, CUDA_TESTS),
     "compute-sanitizer": (("pytest", SANITIZER), 150, f"-m pytest tests/test_gpu.py -x -k {SHORT_LIST}"),
-    "step, S = 100": (STEPS, 150, f"{STEP} --segments 100 --steps 300 --rounds 1"),
+    "step, S = 100": (STEPS, 210, f"{STEP} --segments 100 --steps 300 --rounds 1"),
     "ops": (DATA, 150, "bench/ops_cuda.py"),
     "prototype_10": ((*LAB, MNIST), 60, "-m dendrite_lab.cli run prototype_10 --device cuda --out {out}"),
-    "step, B = 1024": (STEPS, 90, f"{STEP} --segments 10 --batch 1024 --steps 120 --rounds 1"),
+    "step, B = 1024": (STEPS, 150, f"{STEP} --segments 10 --batch 1024 --steps 120 --rounds 1"),
     "synccheck, CUDA": (SANITIZED, 150, CUDA_TESTS),
     "prototype_100": ((*LAB, MNIST), 240, "-m dendrite_lab.cli run prototype_100 --device cuda --out {out}"),
 }

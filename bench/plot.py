@@ -50,6 +50,12 @@ def draw(rows: list[dict], path: Path) -> None:
     plt.close(figure)
 
 
+def ratio(row: dict, rival: str) -> str:
+    """A rival's time over ours."""
+    over = row[f"{rival}_ms"] / row["ours_ms"]
+    return f"{over:.0f}x" if over >= 20 else f"{over:.1f}x"
+
+
 def table(rows: list[dict]) -> str:
     lines = [
         "| segments | ours | rewritten in PyTorch | compiled | as the sources run it | with fused Adam | ours, dense "
@@ -61,9 +67,7 @@ def table(rows: list[dict]) -> str:
         sides = ("ours", "ours_dense", "rewritten", "baseline")
         size = ", ".join(f"{memory[side] / 1024:.1f}" for side in sides) if memory else "-"
         rivals = ("rewritten", "rewritten_compiled", "baseline", "baseline_fused_adam")
-        theirs = " | ".join(
-            f"{row[f'{name}_ms']:.0f} ms ({row[f'{name}_ms'] / row['ours_ms']:.0f}x)" for name in rivals
-        )
+        theirs = " | ".join(f"{row[f'{name}_ms']:.0f} ms ({ratio(row, name)})" for name in rivals)
         which = str(row["S"]) if row["allocator"] == "default" else f"{row['S']}, pages kept"
         lines.append(f"| {which} | {row['ours_ms']:.1f} ms | {theirs} | {row['ours_dense_ms']:.0f} ms | {size} |")
     return "\n".join(lines)

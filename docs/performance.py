@@ -61,11 +61,11 @@ def steps(rows: list[dict], folder: Path) -> str:
 
 ![milliseconds a training step](_generated/step.svg)
 
-{len(rows)} rows of `bench/step.py`: {origin(rows[0])}. All rivals start where ours has come to, and before each is timed
-its gradients of a batch are compared with ours; the largest relative difference was
-{max(row["largest_disagreement"] for row in rows):.1g} (a value on the edge may change a winner of 26,112). "Pages kept" is
-with `MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000`: by default torch's large tensors get fresh pages at each
-step, which ours avoids by itself.
+{len(rows)} rows of `bench/step.py`: {origin(rows[0])}. All rivals start where ours has come to, and before
+each is timed its gradients of a batch are compared with ours; the largest relative difference was
+{max(row["largest_disagreement"] for row in rows):.1g} (a value on the edge may change a winner of 26,112).
+"Pages kept" is with `MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000`: by default torch's large tensors get
+fresh pages at each step, which ours avoids by itself.
 
 A task's first step meets a context that nobody has seen, so that every segment is read and every moment is new:
 
