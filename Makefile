@@ -12,7 +12,7 @@ export DENDRITE_DATA = $(DATA)
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo    train prototype_10 on permuted MNIST, time a step beside the baseline, plot (about 4 minutes)"
+	@echo "make demo    train prototype_10 on permuted MNIST, time a step beside the baseline, plot (about 5 minutes)"
 	@echo "make test    lint and the tests, the longest apart (about 8 minutes)"
 	@echo "make bench   ours against PyTorch, op by op and whole steps; the rows go to $(RUNS)/bench.json"
 	@echo "make slow    the longer checks: installs with and without a compiler, on other Pythons; kill and resume"
