@@ -87,7 +87,7 @@ def _outer(values, indices, r, cols, weight, grad_weight, grad_values, keep_sums
     return "dW and dx, k-sparse", 2 * products * values.numel() * r.shape[1], read + size(r, values, indices)
 
 
-def _adam_outer(weight, sparse, other, sums, rule, m, v, start, bits, since):
+def _adam_outer(weight, sparse, other, sums, rule, m, v, start, bits, since, synapses):
     moving = since == MOVING
     entries = int(start.diff()[moving].sum())
     made = 0 if sums is not None else 2 * sparse.values.numel() * weight.shape[1]
