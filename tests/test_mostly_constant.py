@@ -83,7 +83,17 @@ def test_the_same_bits_for_any_number_of_threads(isa, threads):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("shape", [(1, 9, 64), (1, 90, 96), (4, 784, 128), (2, 30, 33), (products.FEW_SAMPLES, 40, 65)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (1, 9, 64),
+        (1, 90, 96),
+        (4, 784, 128),
+        (2, 30, 33),
+        (products.FEW_SAMPLES, 40, 65),
+        (products.FEW_SAMPLES, 50, 576),
+    ],
+)
 def test_a_frozen_weight_stored_by_input_changes_no_bit(isa, dtype, shape):
     batch, inputs, units = shape
     x, weight = (

@@ -102,6 +102,24 @@ def test_repeated_indices_add(implementation):
     assert x.values.grad.tolist() == [[10, 10, 1]] and weight.grad.tolist() == [[4, 3]]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "shape", [(1, 90, 600, 9), (7, 48, 352, 12), (3, 30, 40, 4), (40, 50, 600, 12), (64, 30, 200, 7)]
+)
+def test_the_same_bits_in_either_layout_and_for_any_number_of_threads(isa, threads, dtype, shape):
+    batch, inputs, units, k = shape  # few uses of each row, which are read in place where they can be, and many
+    x, runs = some_ksparse(batch, inputs, k, dtype), []
+    x = KSparse(torch.randn(batch, k, dtype=dtype), x.indices, inputs)
+    weight, bias = torch.randn(units, inputs, dtype=dtype), torch.randn(units, dtype=dtype)
+    for layout in (weight, weight.T.contiguous().T):
+        for count in (1, 2, 3):
+            threads(count)
+            runs.append(dk.sparse_linear(x, layout, bias))
+    for run in runs[1:]:
+        assert_same_bits(run, runs[0])
+    assert_close(runs[0], x.to_dense().double() @ weight.double().T + bias.double(), terms=k + 1, dtype=dtype)
+
+
 @pytest.mark.parametrize("shape", [(0, 5, 3, 2), (2, 5, 0, 2), (2, 5, 3, 0), (2, 0, 3, 0)])
 def test_empty(implementation, shape):
     batch, inputs, units, k = shape

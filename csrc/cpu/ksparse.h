@@ -22,28 +22,35 @@ template <class T> int64_t unit_lists(const MakeUnitLists& p) {
 }
 
 #ifdef DK_AVX512
-constexpr int registers = 32, panel_vectors = 4, fetched_ahead = 16;
+constexpr int registers = 32;
 #else
-constexpr int registers = 16, panel_vectors = 2, fetched_ahead = 16;
+constexpr int registers = 16;
 #endif
+constexpr int panel_vectors = registers / 8, fetched_ahead = 8;
 template <class T> constexpr int64_t panel_width = panel_vectors * lanes<T>;  // columns that are multiplied together
 
-// N vectors of a panel's columns: out[b, :] = bias + sum_j values[b, j] * panel[offset[b, j] ...].
+// N vectors of columns: out[:] = bias + sum_j values[j] * rows[offsets[j] ...], in A sums that are added up at the end.
 // ahead: how many entries ahead rows are fetched, so that as many offsets follow the last; 0 where they are in cache.
-template <int N, int ahead, class T>
-DK_INLINE void panel_product(const T* values, const int64_t* offsets, int64_t k, const T* panel, const T* bias, T* out) {
+template <int N, int A, int ahead, class T>
+DK_INLINE void panel_product(const T* values, const int64_t* offsets, int64_t k, const T* rows, const T* bias, T* out) {
   constexpr int L = lanes<T>;
-  vec<T> acc[4][N] = {};
+  vec<T> acc[A][N] = {};
   for (int v = 0; v < N; v++) acc[0][v] = load(bias + v * L);
   int64_t j = 0;
-  for (; j + 4 <= k; j += 4)
-    for (int q = 0; q < 4; q++) {
-      for (int v = 0; ahead && v < N; v++) __builtin_prefetch(panel + offsets[j + q + ahead] + v * L);
-      for (int v = 0; v < N; v++) acc[q][v] += values[j + q] * load(panel + offsets[j + q] + v * L);
+  for (; j + A <= k; j += A)
+    for (int q = 0; q < A; q++) {
+#pragma GCC unroll 16
+      for (int v = 0; v < N; v++) {
+        if (ahead) __builtin_prefetch(rows + offsets[j + q + ahead] + v * L);
+        acc[q][v] += values[j + q] * load(rows + offsets[j + q] + v * L);
+      }
     }
   for (; j < k; j++)
-    for (int v = 0; v < N; v++) acc[0][v] += values[j] * load(panel + offsets[j] + v * L);
-  for (int v = 0; v < N; v++) store(out + v * L, (acc[0][v] + acc[1][v]) + (acc[2][v] + acc[3][v]));
+    for (int v = 0; v < N; v++) acc[0][v] += values[j] * load(rows + offsets[j] + v * L);
+  for (int q = A / 2; q; q /= 2)
+    for (int p = 0; p < q; p++)
+      for (int v = 0; v < N; v++) acc[p][v] += acc[p + q][v];
+  for (int v = 0; v < N; v++) store(out + v * L, acc[0][v]);
 }
 
 // The columns [o, o + width) of rows of m, packed side by side; columns past O are zero. rows: which (null: the first n).
@@ -81,40 +88,61 @@ template <class T> DK_INLINE void sum_rows(const T* panel, int64_t n, T* out) {
   for (int v = 0; v < panel_vectors; v++) store(out + v * L, sums[v]);
 }
 
-// y[:, o .. o + width) = base + x times the panel.
-template <int ahead, class T>
+// y[:, o .. o + width) = base + x times the panel. A: how many sums a whole panel's products are added up in.
+template <int A, class T>
 DK_INLINE void multiply_panel(const PanelRows<T>& x, const T* panel, const T* base, int64_t o, int64_t O, T* y) {
   constexpr int64_t width = panel_width<T>;
   const int64_t here = lower(width, O - o);
-  const bool narrow = here <= width / 2;  // few outputs: the rest of the panel is nobody's
   alignas(64) T row[width];
   for (int64_t b = 0; b < x.B; b++) {
-    const int64_t q = x.first[b];
+    const int64_t q = x.first[b], k = x.first[b + 1] - q;
     T* out = y + b * O + o;
-    const int64_t k = x.first[b + 1] - q;
-    if (narrow) panel_product<panel_vectors / 2, ahead>(x.values + q, x.offsets + q, k, panel, base, row);
-    else panel_product<panel_vectors, ahead>(x.values + q, x.offsets + q, k, panel, base, here == width ? out : row);
+    if (here == width) panel_product<panel_vectors, A, 0>(x.values + q, x.offsets + q, k, panel, base, out);
+    else if (here <= lanes<T>) panel_product<1, 4, 0>(x.values + q, x.offsets + q, k, panel, base, row);
+    else if (here <= 2 * lanes<T>) panel_product<2, 4, 0>(x.values + q, x.offsets + q, k, panel, base, row);
+    else panel_product<panel_vectors, 4, 0>(x.values + q, x.offsets + q, k, panel, base, row);
     if (here < width) copy_bytes(out, row, here * sizeof(T));
   }
 }
 
-// Where packed rows would be used so few times, rows whose columns lie side by side are read where they are instead.
-constexpr int64_t few_uses = 6, few_samples = 4;
+// Where packed rows would be used few times, rows whose columns lie side by side are read where they are instead. Rows
+// that a shared cache holds may be read more often (measured with 4 to 64 MB of them; the second number is for those).
+// Other rows are packed all the same, but summed as if read in place: the bits are those of either layout.
+constexpr int64_t few_uses = 4, few_cached_uses = 9, cached_bytes = 16 << 20;
 
-// The first panels of the product, sample by sample: a sample's rows are read from end to end.
-template <class T> void multiply_in_place(const KSparseMatmul<T>& p, int64_t panels) {
-  constexpr int64_t width = panel_width<T>;
+inline bool is_few(int64_t entries, int64_t rows, int64_t row_bytes) {
+  return entries < (rows * row_bytes <= cached_bytes ? few_cached_uses : few_uses) * rows;
+}
+
+// The first panels of y = base + x m, sample by sample: a sample's rows are read from end to end. x's offsets are m's,
+// and fetched_ahead more follow them.
+template <class T>
+void multiply_in_place(const PanelRows<T>& x, const T* m, const T* base, int64_t panels, int64_t O, T* y, int threads) {
+  constexpr int vectors = registers / 2;
+  constexpr int64_t width = panel_width<T>, wide = vectors * lanes<T>;
+  const int64_t end = panels * width, pieces = (end + wide - 1) / wide;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t t = 0; t < x.B * pieces; t++) {
+    const int64_t b = t / pieces, q = x.first[b], k = x.first[b + 1] - q;
+    const T* values = x.values + q;
+    const int64_t *offsets = x.offsets + q, last = lower(t % pieces * wide + wide, end);
+    int64_t o = t % pieces * wide;
+    for (; o + wide <= last; o += wide)
+      panel_product<vectors, 1, fetched_ahead>(values, offsets, k, m + o, base + o, y + b * O + o);
+    for (; o < last; o += width)
+      panel_product<panel_vectors, 1, fetched_ahead>(values, offsets, k, m + o, base + o, y + b * O + o);
+  }
+}
+
+template <class T> void ksparse_in_place(const KSparseMatmul<T>& p, const int64_t* first, int64_t panels) {
   const int64_t n = p.B * p.k;
   const Buffer<int64_t> offsets(n + fetched_ahead);
+  const Buffer<T> zeros(p.bias ? 0 : p.O);
   for (int64_t q = 0; q < n; q++) offsets[q] = p.indices[q] * p.stride_i;
   set_bytes(offsets + n, 0, fetched_ahead * sizeof(int64_t));
-  alignas(64) const T zeros[width] = {};
-#pragma omp parallel for num_threads(p.threads) schedule(static)
-  for (int64_t t = 0; t < p.B * panels; t++) {
-    const int64_t b = t / panels, o = t % panels * width;
-    const T* bias = p.bias ? p.bias + o : zeros;
-    panel_product<panel_vectors, fetched_ahead>(p.values + b * p.k, offsets + b * p.k, p.k, p.m + o, bias, p.y + b * p.O + o);
-  }
+  if (!p.bias) set_bytes(zeros, 0, p.O * sizeof(T));
+  const PanelRows<T> x{p.values, offsets, first, p.B};
+  multiply_in_place<T>(x, p.m, p.bias ? p.bias : (const T*)zeros, panels, p.O, p.y, p.threads);
 }
 
 template <class T> int64_t ksparse_matmul(const KSparseMatmul<T>& p) {
@@ -133,8 +161,9 @@ template <class T> int64_t ksparse_matmul(const KSparseMatmul<T>& p) {
     if (r < 0) used[active] = p.indices[q], r = (int32_t)active++;
     packed[q] = r * width;
   }
-  const int64_t in_place = p.stride_o == 1 && n < few_uses * active ? p.O / width : 0;  // panels
-  if (in_place) multiply_in_place(p, in_place);
+  const bool few = is_few(n, active, p.O * sizeof(T));
+  const int64_t in_place = few && p.stride_o == 1 ? p.O / width : 0;  // panels
+  if (in_place) ksparse_in_place(p, first, in_place);
   const Buffer<T> scratch(p.threads * (active * width + width));
 #pragma omp parallel for num_threads(p.threads) schedule(dynamic)
   for (int64_t t = in_place; t < panels; t++) {
@@ -143,7 +172,9 @@ template <class T> int64_t ksparse_matmul(const KSparseMatmul<T>& p) {
     alignas(64) T bias[panel_width<T>] = {};
     if (p.bias) copy_bytes(bias, p.bias + o, lower(width, p.O - o) * sizeof(T));
     pack_panel(m, (const int32_t*)used, active, o, panel);
-    multiply_panel<0>(PanelRows<T>{p.values, packed, first, p.B}, (const T*)panel, bias, o, p.O, p.y);
+    const PanelRows<T> x{p.values, packed, first, p.B};
+    if (few) multiply_panel<1>(x, (const T*)panel, bias, o, p.O, p.y);
+    else multiply_panel<4>(x, (const T*)panel, bias, o, p.O, p.y);
   }
   return -1;
 }
@@ -180,34 +211,39 @@ template <class T> bool mostly_constant_matmul(const MostlyConstantMatmul<T>& p)
   first[0] = 0;
   for (int64_t b = 0; b < p.B; b++) first[b + 1] += first[b];
   if (first[p.B] > most * p.B) return false;
-  const Buffer<T> values(first[p.B] + 1), scratch(p.threads * p.I * width);
+  const Buffer<T> values(first[p.B] + 1);
   const Buffer<int64_t> offsets(first[p.B] + 1 + fetched_ahead);
   set_bytes(offsets + first[p.B], 0, (1 + fetched_ahead) * sizeof(int64_t));
   const Matrix<const T> m{p.m, p.O, p.stride_i, p.stride_o};
   const PanelRows<T> others{values, offsets, first, p.B};
-  const bool in_place = p.sums && p.B <= few_samples && p.stride_o == 1 && p.O % width == 0;
+  const bool few = is_few(first[p.B], p.I, p.O * sizeof(T));
+  const bool in_place = few && p.sums && p.stride_o == 1 && p.O % width == 0;
   bool finite = true;
-#pragma omp parallel num_threads(p.threads)
-  {
-#pragma omp for schedule(static)
-    for (int64_t b = 0; b < p.B; b++)
-      for (int64_t i = 0, q = first[b]; q < first[b + 1]; i++) {
-        const T x = p.x[b * p.I + i];
-        values[q] = x - common, offsets[q] = i * (in_place ? p.stride_i : width);
-        q += x != common;
-      }
-    T* panel = scratch + thread_number() * p.I * width;
-#pragma omp for schedule(dynamic) reduction(&& : finite)
-    for (int64_t t = 0; t < panels; t++) {
-      const int64_t o = t * width, here = lower(width, p.O - o);
-      alignas(64) T base[width] = {};
-      if (!in_place) pack_panel(m, (const int32_t*)nullptr, p.I, o, panel);
-      if (p.sums) copy_bytes(base, p.sums + o, here * sizeof(T));
-      else sum_rows(panel, p.I, base);
-      for (T& sum : base) sum *= common, finite = finite && std::isfinite(sum);
-      if (in_place) multiply_panel<fetched_ahead>(others, p.m + o, base, o, p.O, p.y);
-      else multiply_panel<0>(others, (const T*)panel, base, o, p.O, p.y);
+#pragma omp parallel for num_threads(p.threads) schedule(static)
+  for (int64_t b = 0; b < p.B; b++)
+    for (int64_t i = 0, q = first[b]; q < first[b + 1]; i++) {
+      const T x = p.x[b * p.I + i];
+      values[q] = x - common, offsets[q] = i * (in_place ? p.stride_i : width);
+      q += x != common;
     }
+  if (in_place) {
+    const Buffer<T> base(p.O);
+    for (int64_t o = 0; o < p.O; o++) base[o] = p.sums[o] * common, finite = finite && std::isfinite(base[o]);
+    multiply_in_place<T>(others, p.m, base, panels, p.O, p.y, p.threads);
+    return finite;
+  }
+  const Buffer<T> scratch(p.threads * p.I * width);
+#pragma omp parallel for num_threads(p.threads) schedule(dynamic) reduction(&& : finite)
+  for (int64_t t = 0; t < panels; t++) {
+    const int64_t o = t * width;
+    T* panel = scratch + thread_number() * p.I * width;
+    alignas(64) T base[width] = {};
+    pack_panel(m, (const int32_t*)nullptr, p.I, o, panel);
+    if (p.sums) copy_bytes(base, p.sums + o, lower(width, p.O - o) * sizeof(T));
+    else sum_rows(panel, p.I, base);
+    for (T& sum : base) sum *= common, finite = finite && std::isfinite(sum);
+    if (few) multiply_panel<1>(others, (const T*)panel, base, o, p.O, p.y);
+    else multiply_panel<4>(others, (const T*)panel, base, o, p.O, p.y);
   }
   return finite;
 }

@@ -12,10 +12,10 @@ from .native import SUFFIX, _cpu, call
 DENSE_SHARE = 0.25
 
 # With at least so many rows, and at most this share of entries unlike the commonest, products leave the commonest out.
-MOSTLY_CONSTANT_ROWS, MOST_OTHERS = 32, 0.35
+MOSTLY_CONSTANT_ROWS, MOST_OTHERS = 16, 0.35
 
 # So few samples are worth a second copy of a weight that stays as it is, stored by input (csrc/cpu/ksparse.h).
-FEW_SAMPLES = 4
+FEW_SAMPLES = 16
 
 
 def indices_error(position: int, indices, size: int) -> None:
