@@ -160,3 +160,16 @@ def test_released_memory_leaves_the_pool():
     del again
     cpu.release_memory()
     assert cpu._cpu.pool_bytes() == 0
+
+
+@pytest.mark.skipif(cpu._cpu is None, reason="the native module is not built")
+def test_a_launchers_slip_is_an_error():
+    """Entries of another width than the kernel's would be read past their end."""
+    y, z = torch.zeros(2, 3), torch.zeros(2, 3)
+    indices = torch.zeros(2, 1, dtype=torch.int32)
+    with pytest.raises(TypeError, match="entries of 4 bytes, got 8"):
+        cpu._cpu.densify_f32(y.double(), indices, None, 2, 1, 3, z, True, 1)
+    with pytest.raises(TypeError, match="entries of 4 bytes, got 8"):
+        cpu._cpu.densify_f32(y, indices.long(), None, 2, 1, 3, z, True, 1)
+    with pytest.raises(AttributeError, match="element_size"):
+        cpu._cpu.densify_f32(y.tolist(), indices, None, 2, 1, 3, z, True, 1)

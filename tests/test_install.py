@@ -57,6 +57,8 @@ import array, glob, importlib.util, sysconfig
 class Numbers(array.array):  # all that the module asks of a tensor
     def data_ptr(self):
         return self.buffer_info()[0]
+    def element_size(self):
+        return self.itemsize
 path = glob.glob(sysconfig.get_paths()["platlib"] + "/dendrite_kernels/_cpu*.so")[0]
 spec = importlib.util.spec_from_file_location("_cpu", path)
 cpu = importlib.util.module_from_spec(spec)

@@ -117,6 +117,6 @@ def _seen(mask: Tensor | None) -> tuple:
 
 
 def _packed(keep: Tensor) -> Tensor:
-    """bool [rows, n] as bits, 16 to a word, the rows padded to whole words; uint8 [rows, 2 * words]."""
+    """bool [rows, n] as bits, the rows padded to whole words; int16 [rows, words]."""
     padded = torch.nn.functional.pad(keep, (0, -keep.shape[1] % 16))
-    return torch.from_numpy(np.packbits(padded.numpy(), axis=1, bitorder="little"))
+    return torch.from_numpy(np.packbits(padded.numpy(), axis=1, bitorder="little").view("<i2"))
