@@ -1,7 +1,9 @@
 """Draws bench/results/step.svg and prints the README's table of steps, from the rows of bench/step.py --json.
 
 python bench/step.py --json > bench/results/step_cpu.jsonl
-MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 python bench/step.py --json >> bench/results/step_cpu.jsonl
+MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 python bench/step.py --json --segments 10 \
+    --environment "pages kept" >> bench/results/step_cpu.jsonl
+LD_PRELOAD=... python bench/step.py --json --environment "MKL as on Intel" >> bench/results/step_cpu.jsonl
 python bench/plot.py
 """
 
@@ -28,8 +30,8 @@ SIDES = {
 
 
 def draw(rows: list[dict], path: Path) -> None:
-    """A panel for each number of segments, each on its own linear scale; of rows with the default allocator."""
-    rows = [row for row in rows if row["allocator"] == "default"]
+    """A panel for each number of segments, each on its own linear scale; of rows of a plain shell."""
+    rows = [row for row in rows if row["environment"] == "default"]
     plt.rcParams["svg.hashsalt"] = "dendrite"  # the same rows give the same file
     figure, panels = plt.subplots(1, len(rows), figsize=(4 * len(rows), 2.8), squeeze=False, constrained_layout=True)
     for axes, row in zip(panels[0], rows, strict=True):
@@ -68,7 +70,7 @@ def table(rows: list[dict]) -> str:
         size = ", ".join(f"{memory[side] / 1024:.1f}" for side in sides) if memory else "-"
         rivals = ("rewritten", "rewritten_compiled", "baseline", "baseline_fused_adam")
         theirs = " | ".join(f"{row[f'{name}_ms']:.0f} ms ({ratio(row, name)})" for name in rivals)
-        which = str(row["S"]) if row["allocator"] == "default" else f"{row['S']}, pages kept"
+        which = str(row["S"]) if row["environment"] == "default" else f"{row['S']}, {row['environment']}"
         lines.append(f"| {which} | {row['ours_ms']:.1f} ms | {theirs} | {row['ours_dense_ms']:.0f} ms | {size} |")
     return "\n".join(lines)
 

@@ -3,14 +3,15 @@
 Ours is a loop of model, loss.backward() and dendrite_kernels.optim.Adam; and the same with torch's fused Adam. The
 rivals (baselines.py) are the network as the sources run it and as one would rewrite it in plain PyTorch, compiled too.
 Prints a sentence for each number of segments. Times are medians in milliseconds on whatever this machine is. torch's
-large tensors get fresh pages at each step unless MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 is set.
+large tensors get fresh pages at each step unless MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 is set; MKL
+takes AVX-512 on Intel's processors alone, unless a function `int mkl_serv_intel_cpu_true(void) { return 1; }` is
+preloaded. README.md has rows of both (bench/plot.py).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -139,7 +140,7 @@ def measure(segments: int, batch: int, data, source: str, args: argparse.Namespa
         "touched_rows": touched,
         "steps": {name: len(values) for name, values in times.items()},
         "threads": torch.get_num_threads(),
-        "allocator": "keeps pages" if os.environ.get("MALLOC_MMAP_MAX_") == "0" else "default",
+        "environment": args.environment,
     }
 
 
@@ -225,6 +226,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2, help="rounds, each of ours and then the others (default: 2)")
     parser.add_argument(
         "--no-memory", action="store_true", help="leave out peak memory, measured in processes of its own"
+    )
+    parser.add_argument(
+        "--environment", default="default", metavar="WORDS", help="what is unlike a plain shell, as the row will say"
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--json", action="store_true", help="print JSON lines rather than sentences")

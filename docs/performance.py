@@ -53,7 +53,7 @@ def steps(rows: list[dict], folder: Path) -> str:
     firsts = [
         (row["S"], f"{row['ours_first_step_of_a_task_ms']:.1f} ms", f"{row['ours_next_99_steps_ms']:.1f} ms")
         for row in rows
-        if row["allocator"] == "default"
+        if row["environment"] == "default"
     ]
     return f"""## A training step
 

@@ -32,7 +32,7 @@ def images():
 
 @pytest.fixture
 def arguments():
-    return argparse.Namespace(steps=10, slow_steps=1, rounds=1, device="cpu")
+    return argparse.Namespace(steps=10, slow_steps=1, rounds=1, device="cpu", environment="default")
 
 
 def test_the_table_of_kernels_has_each_call_of_a_step(images):
