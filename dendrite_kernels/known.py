@@ -5,7 +5,7 @@ segment_gate on the CPU asks here first. The gates of frozen segments come witho
 optim.Adam owns keep the activations of the last single context, and that Adam computes those of the rows that it moves
 in the same pass: the next step reads no other row. All of it has the bits of a fresh computation.
 
-Values hold for nn.Parameters only, and while address, version counter, instruction set and the number of steps by
+Values hold for nn.Parameters only, and while memory, version counter, instruction set and the number of steps by
 other optimizers (torch's fused ones do not touch the version counter) stay the same. Whoever writes weights through
 `.data`, numpy or dlpack calls `invalidate`; DENDRITE_CHECK=1 computes everything afresh and compares.
 """
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .identity import ByIdentity
@@ -94,7 +95,11 @@ def check_same(known: Tensor, fresh: Tensor, what: str) -> None:
 
 
 def _stamp(t: Tensor | None, *more) -> tuple:
-    return () if t is None else (t.data_ptr(), t._version, _steps, *more)
+    if t is None:
+        return ()
+    # The reference is weak, but while it is there no other memory is taken for this one: model.half().float() may get
+    # the same address again.
+    return (StorageWeakRef(t.untyped_storage()), t.data_ptr(), t.dtype, t._version, _steps, *more)
 
 
 def _may_keep(segments: Tensor, context: Tensor) -> bool:

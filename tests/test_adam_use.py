@@ -3,6 +3,7 @@
 import pytest
 import torch
 from test_adam import LR, backward, make_model, one_step, parameters_agree, pytestmark, some_batch  # noqa: F401
+from torch.multiprocessing.reductions import StorageWeakRef
 
 import dendrite_kernels as dk
 from dendrite_kernels.factored import FactoredGrad
@@ -151,6 +152,20 @@ def test_a_mask_that_changes_in_between(pair):
         theirs.state[plain.layers[1].weight][key].mul_(before & mask)
     step_both(pair, on)
     assert (ours.layers[1].weight[~mask] == 0).all()
+
+
+def test_no_other_mask_gets_the_address_of_the_one_in_use(pair):
+    """Adam knows a mask by its address and version: a third might pass for the first."""
+    layer = pair[0].layers[1]
+    rows = layer.weight_mask.clone(memory_format=torch.contiguous_format)  # unlike the weight, which lies by input
+    layer.set_mask(rows)
+    del rows
+    step_both(pair, lambda model: backward(model, some_batch("one", torch.float64)))
+    memory = StorageWeakRef(layer.weight_mask.untyped_storage())
+    layer.set_mask(layer.weight_mask.clone())  # the layer lets the first one go
+    assert not memory.expired()
+    step_both(pair, lambda model: backward(model, some_batch("one", torch.float64)))
+    assert memory.expired()
 
 
 def test_a_closure_and_a_scheduler(pair):

@@ -9,7 +9,7 @@ import dendrite_kernels as dk
 from dendrite_kernels import known
 from dendrite_kernels.backends import cpu
 from dendrite_kernels.nn import DendriteSegments, DendriticMLP
-from dendrite_kernels.testing import assert_same_bits
+from dendrite_kernels.testing import assert_close, assert_same_bits
 
 pytestmark = pytest.mark.skipif(cpu._cpu is None, reason="only the native module keeps gates: no C++ compiler here")
 
@@ -280,3 +280,20 @@ def test_dendrite_check_finds_an_unseen_write(monkeypatch, kept):
     model.layers[0].segments.weights.data.mul_(-1.5)
     with pytest.raises(RuntimeError, match=r"call dendrite_kernels\.invalidate\(model\) after such writes"):
         model.gates(context)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_turned_to_halves_under_its_optimizer(dtype):
+    """No optimizer of ours steps halves, but the model may be evaluated in them, again and again."""
+    layer, context = dk.nn.DendriteSegments(30, 4, 12), torch.randn(1, 12)
+    dk.optim.Adam(layer)
+    layer(context)  # from now on its activations are kept
+    layer.to(dtype)
+    for _ in range(2):
+        gate, winner = layer(context.to(dtype))
+        want = dk.reference.segment_gate(context.to(dtype).float(), layer.weights.detach().float())
+        assert gate.dtype == torch.float32 and torch.equal(winner, want[1])
+        assert_close(gate, want[0].double(), terms=12)
+    layer.float()
+    gate, _ = layer(context)
+    assert_close(gate, dk.reference.segment_gate(context, layer.weights.detach())[0].double(), terms=12)

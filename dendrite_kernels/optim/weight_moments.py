@@ -20,6 +20,7 @@ class WeightMoments:
 
     def __init__(self, weight: Tensor, mask: Tensor | None, by_input: bool):
         self.by_input, self.mask_seen, self.clock = by_input, _seen(mask), Clock()
+        self.mask = None if mask is None else mask.detach()  # held, so that no other mask gets its address
         rows, width = (weight.T if by_input else weight).shape
         self.rows, self.width = rows, width
         counts = torch.full((rows,), width)

@@ -14,6 +14,7 @@ from ..reference import in_stages, one_launch
 from . import products
 from .adam import adam_dense, adam_outer, adam_segments, outer, rezero_, touch_segments, update_duty_cycle_
 from .native import (
+    SUFFIX,
     Outputs,
     _cpu,
     call,
@@ -86,7 +87,7 @@ def segment_gate(out, context, segments, bias, select, activation):
     if kept is not None and known.checking():
         known.check_same(kept, _activations(context, segments), "the activations that were kept")
     fresh = None
-    if kept is None and known.followed(context, segments):
+    if kept is None and segments.dtype in SUFFIX and known.followed(context, segments):  # no optimizer moves halves
         fresh = segments.new_empty(segments.shape[:2])
     _segment_gate(out, context, segments, bias, select, activation, kept, fresh)
     if ready is not None:
