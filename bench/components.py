@@ -61,7 +61,7 @@ def _gate(out, context, segments, bias, select, activation, kept, fresh):
     return "segment gate", 2 * segments.numel() if kept is None else read.numel(), size(read, *out)
 
 
-def _background_product(x, matrix, sums):
+def _background_product(x, matrix, sums, few):
     common = x.flatten().mode().values
     others = int((x != common).sum())
     return "x W^T, mostly one number", 2 * others * matrix.shape[1], size(x, matrix) + 4 * len(x) * matrix.shape[1]
@@ -121,13 +121,18 @@ LAUNCHERS = {
 def watched(events: list):
     """Every launcher's call is noted as (what works out its work, seconds, arguments)."""
 
+    inside = [0.0]  # seconds of the launchers that each one under way has called
+
     def watch(owner, name, work):
         launcher = getattr(owner, name)
 
         def timed(*args):
+            inside.append(0.0)
             begin = time.perf_counter()
             out = launcher(*args)
-            events.append((work, time.perf_counter() - begin, args))
+            seconds = time.perf_counter() - begin
+            events.append((work, seconds - inside.pop(), args))
+            inside[-1] += seconds
             return out
 
         setattr(owner, name, timed)

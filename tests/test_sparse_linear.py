@@ -103,18 +103,27 @@ def test_repeated_indices_add(implementation):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("layout", ["output", "input"])
 @pytest.mark.parametrize(
-    "shape", [(1, 90, 600, 9), (7, 48, 352, 12), (3, 30, 40, 4), (40, 50, 600, 12), (64, 30, 200, 7)]
+    "shape",
+    [
+        (1, 90, 600, 9),  # few uses of a row, which is read in place where it can be
+        (7, 48, 352, 12),
+        (3, 30, 40, 4),
+        (40, 50, 600, 12),  # many
+        (64, 30, 200, 7),
+        (50, 500, 8500, 60),  # more rows than a cache holds
+    ],
 )
-def test_the_same_bits_in_either_layout_and_for_any_number_of_threads(isa, threads, dtype, shape):
-    batch, inputs, units, k = shape  # few uses of each row, which are read in place where they can be, and many
-    x, runs = some_ksparse(batch, inputs, k, dtype), []
-    x = KSparse(torch.randn(batch, k, dtype=dtype), x.indices, inputs)
-    weight, bias = torch.randn(units, inputs, dtype=dtype), torch.randn(units, dtype=dtype)
-    for layout in (weight, weight.T.contiguous().T):
-        for count in (1, 2, 3):
-            threads(count)
-            runs.append(dk.sparse_linear(x, layout, bias))
+def test_random_values_in_wide_rows_with_any_number_of_threads(isa, threads, dtype, layout, shape):
+    batch, inputs, units, k = shape
+    indices = some_ksparse(batch, inputs, k).indices
+    x, weight = KSparse(torch.randn(batch, k, dtype=dtype), indices, inputs), torch.randn(units, inputs, dtype=dtype)
+    bias, runs = torch.randn(units, dtype=dtype), []
+    stored = weight.T.contiguous().T if layout == "input" else weight
+    for count in (1, 2, 3):
+        threads(count)
+        runs.append(dk.sparse_linear(x, stored, bias))
     for run in runs[1:]:
         assert_same_bits(run, runs[0])
     assert_close(runs[0], x.to_dense().double() @ weight.double().T + bias.double(), terms=k + 1, dtype=dtype)

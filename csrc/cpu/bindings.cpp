@@ -78,8 +78,10 @@ template <class T> static void define(py::module_& m, const std::string& suffix)
     return kernels<T>().ksparse_matmul({values, indices, B, k, I, O, weight, stride_i, stride_o, bias, y, threads});
   });
   def("mostly_constant_matmul", [](Tensor<T> x, int64_t B, int64_t I, int64_t O, Tensor<T> weight, int64_t stride_i,
-                                   int64_t stride_o, double most_others, Tensor<T> sums, Tensor<T> y, int threads) {
-    return kernels<T>().mostly_constant_matmul({x, B, I, O, weight, stride_i, stride_o, most_others, sums, y, threads});
+                                   int64_t stride_o, double most_others, bool few, Tensor<T> sums, Tensor<T> y,
+                                   int threads) {
+    return kernels<T>().mostly_constant_matmul({x, B, I, O, weight, stride_i, stride_o, most_others, few, sums, y,
+                                                threads});
   });
   def("ksparse_outer", [](Tensor<T> values, Tensor<int32_t> start, Tensor<int32_t> entry, Tensor<int32_t> sample,
                           int64_t B, int64_t k, int64_t I, int64_t O, Tensor<T> r, int64_t n, Tensor<int32_t> cols,

@@ -105,6 +105,7 @@ template <class T> struct MostlyConstantMatmul {
   const T* m;
   int64_t stride_i, stride_o;
   double most_others;
+  bool few;       // few samples: summed in the order in which rows are read in place, as they are where sums are known
   const T* sums;  // [O]: m's columns summed; null: not known
   T* y;
   int threads;

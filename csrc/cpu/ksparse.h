@@ -72,7 +72,7 @@ DK_INLINE void pack_panel(const Matrix<const T>& m, const int32_t* rows, int64_t
   }
 }
 
-// The rows of a sparse matrix whose entries say where a packed panel holds the row that they multiply.
+// The rows of a sparse matrix whose entries say where the matrix, or a packed panel of it, holds the row that they multiply.
 template <class T> struct PanelRows {
   const T* values;
   const int64_t *offsets, *first;  // entries of row b: [first[b], first[b + 1])
@@ -107,7 +107,6 @@ DK_INLINE void multiply_panel(const PanelRows<T>& x, const T* panel, const T* ba
 
 // Where packed rows would be used few times, rows whose columns lie side by side are read where they are instead. Rows
 // that a shared cache holds may be read more often (measured with 4 to 64 MB of them; the second number is for those).
-// Other rows are packed all the same, but summed as if read in place: the bits are those of either layout.
 constexpr int64_t few_uses = 4, few_cached_uses = 9, cached_bytes = 16 << 20;
 
 inline bool is_few(int64_t entries, int64_t rows, int64_t row_bytes) {
@@ -120,15 +119,19 @@ template <class T>
 void multiply_in_place(const PanelRows<T>& x, const T* m, const T* base, int64_t panels, int64_t O, T* y, int threads) {
   constexpr int vectors = registers / 2;
   constexpr int64_t width = panel_width<T>, wide = vectors * lanes<T>;
-  const int64_t end = panels * width, pieces = (end + wide - 1) / wide;
+  const int64_t end = panels * width;
+  const int64_t piece = x.B * (end / wide) < threads ? width : wide;  // something for each thread
+  const int64_t pieces = (end + piece - 1) / piece;
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t t = 0; t < x.B * pieces; t++) {
     const int64_t b = t / pieces, q = x.first[b], k = x.first[b + 1] - q;
     const T* values = x.values + q;
-    const int64_t *offsets = x.offsets + q, last = lower(t % pieces * wide + wide, end);
-    int64_t o = t % pieces * wide;
-    for (; o + wide <= last; o += wide)
+    const int64_t *offsets = x.offsets + q, last = lower(t % pieces * piece + piece, end);
+    int64_t o = t % pieces * piece;
+    if (o + wide <= last) {
       panel_product<vectors, 1, fetched_ahead>(values, offsets, k, m + o, base + o, y + b * O + o);
+      o += wide;
+    }
     for (; o < last; o += width)
       panel_product<panel_vectors, 1, fetched_ahead>(values, offsets, k, m + o, base + o, y + b * O + o);
   }
@@ -161,9 +164,9 @@ template <class T> int64_t ksparse_matmul(const KSparseMatmul<T>& p) {
     if (r < 0) used[active] = p.indices[q], r = (int32_t)active++;
     packed[q] = r * width;
   }
-  const bool few = is_few(n, active, p.O * sizeof(T));
-  const int64_t in_place = few && p.stride_o == 1 ? p.O / width : 0;  // panels
+  const int64_t in_place = p.stride_o == 1 && is_few(n, active, p.O * sizeof(T)) ? p.O / width : 0;  // panels
   if (in_place) ksparse_in_place(p, first, in_place);
+  if (in_place == panels) return -1;
   const Buffer<T> scratch(p.threads * (active * width + width));
 #pragma omp parallel for num_threads(p.threads) schedule(dynamic)
   for (int64_t t = in_place; t < panels; t++) {
@@ -172,9 +175,7 @@ template <class T> int64_t ksparse_matmul(const KSparseMatmul<T>& p) {
     alignas(64) T bias[panel_width<T>] = {};
     if (p.bias) copy_bytes(bias, p.bias + o, lower(width, p.O - o) * sizeof(T));
     pack_panel(m, (const int32_t*)used, active, o, panel);
-    const PanelRows<T> x{p.values, packed, first, p.B};
-    if (few) multiply_panel<1>(x, (const T*)panel, bias, o, p.O, p.y);
-    else multiply_panel<4>(x, (const T*)panel, bias, o, p.O, p.y);
+    multiply_panel<4>(PanelRows<T>{p.values, packed, first, p.B}, (const T*)panel, bias, o, p.O, p.y);
   }
   return -1;
 }
@@ -216,8 +217,7 @@ template <class T> bool mostly_constant_matmul(const MostlyConstantMatmul<T>& p)
   set_bytes(offsets + first[p.B], 0, (1 + fetched_ahead) * sizeof(int64_t));
   const Matrix<const T> m{p.m, p.O, p.stride_i, p.stride_o};
   const PanelRows<T> others{values, offsets, first, p.B};
-  const bool few = is_few(first[p.B], p.I, p.O * sizeof(T));
-  const bool in_place = few && p.sums && p.stride_o == 1 && p.O % width == 0;
+  const bool in_place = p.few && p.sums && p.stride_o == 1 && p.O % width == 0;
   bool finite = true;
 #pragma omp parallel for num_threads(p.threads) schedule(static)
   for (int64_t b = 0; b < p.B; b++)
@@ -229,7 +229,7 @@ template <class T> bool mostly_constant_matmul(const MostlyConstantMatmul<T>& p)
   if (in_place) {
     const Buffer<T> base(p.O);
     for (int64_t o = 0; o < p.O; o++) base[o] = p.sums[o] * common, finite = finite && std::isfinite(base[o]);
-    multiply_in_place<T>(others, p.m, base, panels, p.O, p.y, p.threads);
+    if (finite) multiply_in_place<T>(others, p.m, base, panels, p.O, p.y, p.threads);
     return finite;
   }
   const Buffer<T> scratch(p.threads * p.I * width);
@@ -242,7 +242,7 @@ template <class T> bool mostly_constant_matmul(const MostlyConstantMatmul<T>& p)
     if (p.sums) copy_bytes(base, p.sums + o, lower(width, p.O - o) * sizeof(T));
     else sum_rows(panel, p.I, base);
     for (T& sum : base) sum *= common, finite = finite && std::isfinite(sum);
-    if (few) multiply_panel<1>(others, (const T*)panel, base, o, p.O, p.y);
+    if (p.few) multiply_panel<1>(others, (const T*)panel, base, o, p.O, p.y);
     else multiply_panel<4>(others, (const T*)panel, base, o, p.O, p.y);
   }
   return finite;

@@ -1,4 +1,4 @@
-"""Argument checks. The native kernels check nothing but index ranges, so these are the guard: keep them complete.
+"""Argument checks. The native kernels check index ranges and widths alone, so these are the guard: keep them complete.
 
 Each error names the argument, what was given and what was expected.
 """

@@ -14,7 +14,7 @@ DENSE_SHARE = 0.25
 # With at least so many rows, and at most this share of entries unlike the commonest, products leave the commonest out.
 MOSTLY_CONSTANT_ROWS, MOST_OTHERS = 16, 0.35
 
-# So few samples are worth a second copy of a weight that stays as it is, stored by input (csrc/cpu/ksparse.h).
+# So few samples are worth a second copy of a weight that stays as it is, stored by input: they read its rows in place.
 FEW_SAMPLES = 16
 
 
@@ -93,12 +93,13 @@ def sums_arguments(sums, lists):
 def dense_matmul(x, weight):
     """x @ weight.T; where most entries of x equal one number (a background), only the others are multiplied.
 
-    A few samples have too few rows for that, but where the weight stays as it is they read a copy stored by input.
+    In training a few samples don't repay the packing. Else a few read a copy stored by input, once the weight is seen
+    to stay as it is: to the bits of the calls before that.
     """
     few = len(x) <= FEW_SAMPLES and not differentiating.get()
     if x.dtype in SUFFIX and (few or len(x) >= MOSTLY_CONSTANT_ROWS):
         copied = known.of_frozen(weight, by_input, _cpu.isa()) if few else None
-        y = mostly_constant_matmul(x, *(copied or (weight.T, None)))
+        y = mostly_constant_matmul(x, *(copied or (weight.T, None)), few)
         if y is not None:
             if few and copied is None:
                 known.count_frozen(weight, by_input, _cpu.isa())
@@ -106,12 +107,15 @@ def dense_matmul(x, weight):
     return x @ weight.T
 
 
-def mostly_constant_matmul(x, matrix, sums):
-    """x @ matrix, or None where x or the matrix are not for this kernel; sums: the matrix' columns', where known."""
+def mostly_constant_matmul(x, matrix, sums, few=False):
+    """x @ matrix, or None where x or the matrix are not for this kernel; sums: the matrix' columns', where known.
+
+    few: of few samples, whose bits are those of rows read in place.
+    """
     (inputs, units), y = matrix.shape, x.new_empty(len(x), matrix.shape[1])
     done = call(
         "mostly_constant_matmul", x.dtype, x.contiguous(), len(x), inputs, units, matrix, *matrix.stride(),
-        MOST_OTHERS, sums, y,
+        MOST_OTHERS, few, sums, y,
     )  # fmt: skip
     return y if done else None
 
