@@ -66,6 +66,8 @@ each is timed its gradients of a batch are compared with ours; the largest relat
 {max(row["largest_disagreement"] for row in rows):.1g} (a value on the edge may change a winner of 26,112).
 "Pages kept" is with `MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000`: by default torch's large tensors get
 fresh pages at each step, which ours avoids by itself.
+"MKL as on Intel" is with a function `int mkl_serv_intel_cpu_true(void) {{ return 1; }}` preloaded: MKL takes AVX-512 on
+Intel's processors alone by itself.
 
 A task's first step meets a context that nobody has seen, so that every segment is read and every moment is new:
 
