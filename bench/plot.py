@@ -3,7 +3,9 @@
 python bench/step.py --json > bench/results/step_cpu.jsonl
 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 python bench/step.py --json --segments 10 \
     --environment "pages kept" >> bench/results/step_cpu.jsonl
-LD_PRELOAD=... python bench/step.py --json --environment "MKL as on Intel" >> bench/results/step_cpu.jsonl
+LD_PRELOAD=... python bench/step.py --json --segments 10 --no-memory \
+    --environment "MKL as on Intel" >> bench/results/step_cpu.jsonl
+(and once more with all three variables: --environment "both")
 python bench/plot.py
 """
 

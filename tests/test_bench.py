@@ -86,7 +86,7 @@ def test_sides_that_disagree_report_no_speed(where, images, arguments, monkeypat
 
 
 @pytest.mark.slow  # every race in full but for its repeats: about five minutes
-def test_every_benchmark_runs(tmp_path):
+def test_every_benchmark_runs():
     command = [sys.executable, "-m", "pytest", "bench", "--benchmark-disable", "-p", "no:cacheprovider"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-4000:]

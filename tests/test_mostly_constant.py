@@ -24,14 +24,6 @@ def kernel(x, weight, sums=None):
     return products.mostly_constant_matmul(x, weight.T, sums)
 
 
-@pytest.fixture(params=cpu._cpu.supported_isas() if cpu._cpu else [])
-def isa(request):
-    before = cpu._cpu.isa()
-    cpu._cpu.set_isa(request.param)
-    yield
-    cpu._cpu.set_isa(before)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("common", [0.0, -0.42, 3.0])
 @pytest.mark.parametrize("shape", [(40, 100, 64), (33, 37, 45), (50, 784, 130), (1, 9, 1), (3, 64, 33)])

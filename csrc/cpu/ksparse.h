@@ -72,7 +72,8 @@ DK_INLINE void pack_panel(const Matrix<const T>& m, const int32_t* rows, int64_t
   }
 }
 
-// The rows of a sparse matrix whose entries say where the matrix, or a packed panel of it, holds the row that they multiply.
+// The rows of a sparse matrix. Its entries say where the matrix, or a packed panel of it, holds the row that they
+// multiply.
 template <class T> struct PanelRows {
   const T* values;
   const int64_t *offsets, *first;  // entries of row b: [first[b], first[b + 1])
